@@ -1,13 +1,13 @@
 """How a base model is prompted, tried on every shape of a conversation before any is served."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from adapters.bases.models import BaseModelError
 from adapters.catalog import CATALOG_FILE, BaseModelEntry, Catalog
-from adapters.prompting import Message, PromptFormat, encode_prompt
+from adapters.prompting import Message, PromptFormat, encode_prompt, render
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +97,38 @@ def unwritable(
             if not ids:
                 return shape, "the prompt has no token"
     return None
+
+
+def goes_on(tokenizer: Any, eos_ids: Collection[int]) -> str | None:
+    """Return why answers in the tokenizer's chat template may not end where they should. None: the
+    token that it writes behind an answer ends one.
+
+    Args:
+        eos_ids: the tokens that end an answer.
+    """
+    if not getattr(tokenizer, "chat_template", None) or (token := _end_of_turn(tokenizer)) is None:
+        return None
+    id_ = tokenizer.convert_tokens_to_ids(token)
+    if id_ in eos_ids:
+        return None
+    return (
+        f"{_template_of(tokenizer)} writes {token!r} (id {id_}) behind an answer, and that token "
+        f"does not end one (eos_token_id is {sorted(eos_ids)}): answers may go on behind it; add "
+        "it to eos_token_id in the base model's generation_config.json"
+    )
+
+
+def _end_of_turn(tokenizer: Any) -> str | None:
+    """Return the token that the chat template writes behind an assistant's turn. None: none, or the
+    template can write no conversation."""
+    talk = [_USER, Message("assistant", "Because."), _USER]
+    try:
+        text = render("chat", talk, tokenizer=tokenizer, system_line="")
+    except ValueError:
+        return None
+    behind = text.partition("Because.")[2].lstrip()
+    tokens = (token.content for token in tokenizer.added_tokens_decoder.values())
+    return max(filter(behind.startswith, tokens), key=len, default=None)
 
 
 def _refusal(entry: BaseModelEntry, tokenizer: Any, shape: str, problem: str) -> str:

@@ -19,7 +19,7 @@ from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from adapters.bases.check import check_base_model, stored_quantization
+from adapters.bases.check import check_base_model, stored_quantization, weight_files
 from adapters.seed_check import check_seed
 from deployments.api.access.api_keys import KeyFileError, KeyStore, kept_records
 from deployments.ingress.deployment import RouterReplica
@@ -215,7 +215,7 @@ def check_base(settings: Settings, device: str) -> int:
     stored = stored_quantization(resolved.path)
     if problems := quantization_problems(settings, device, stored):
         raise SettingsError("args of serve_config.yaml", problems)
-    return sum(file.stat().st_size for file in resolved.path.glob("*.safetensors"))
+    return sum(file.stat().st_size for file in weight_files(resolved.path))
 
 
 def has_room(num_cpus: float, num_gpus: float, num_bytes: int) -> bool:

@@ -12,6 +12,8 @@ from transformers import (
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
@@ -20,6 +22,8 @@ from transformers import (
     M2M100ForConditionalGeneration,
     MBartConfig,
     MBartForConditionalGeneration,
+    Ministral3Config,
+    Ministral3ForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     MT5Config,
@@ -88,6 +92,20 @@ RECIPES: Mapping[str, Recipe] = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 24}),
     "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None, **_UNTIED}),
     "mistral_window": (MistralConfig, MistralForCausalLM, {"sliding_window": WINDOW}),
+    "ministral3": (
+        Ministral3Config,
+        Ministral3ForCausalLM,
+        {
+            "rope_parameters": YARN
+            | {
+                "original_max_position_embeddings": 128,
+                "llama_4_scaling_beta": 0.1,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+            }
+        },
+    ),
+    "gemma": (GemmaConfig, GemmaForCausalLM, {"head_dim": 32, "num_key_value_heads": 1}),
     "gemma2": (
         Gemma2Config,
         Gemma2ForCausalLM,

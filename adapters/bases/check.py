@@ -23,8 +23,11 @@ StoredKind = Literal["int8", "nf4"]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = f"{_WEIGHTS}.index.json"
-# Any of them is enough for transformers to make a tokenizer.
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+# Any of them is enough for transformers to make a tokenizer, which ByT5's needs none of.
+_PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+_TOKENIZERS = ("tokenizer.json", *_PIECES, "vocab.json", "vocab.txt")
+_WITHOUT_FILES = "ByT5Tokenizer"
+_PLAIN = frozenset(("F64", "F32", "F16", "BF16"))  # as safetensors files call them
 # Models that need no look at transformers' own list, whose import takes seconds.
 _COMMON = frozenset({"llama", "qwen2", "t5"})
 _TIMEOUT_S = 15.0
@@ -49,10 +52,9 @@ def check_folder(path: Path) -> None:
         BaseModelError
     """
     family = family_of(path)
-    _check_weights(path)
-    _check_tokenizer(path)
-    stored_quantization(path)
     config = _json(path / "config.json")
+    _check_weights(path, is_plain=stored_quantization(path) is None)
+    _check_tokenizer(path, config)
     if config.get("model_type") not in _COMMON:
         _check_known(path, config, family)
 
@@ -74,32 +76,57 @@ def find_base_model(name: str) -> None:
         _check_hub_has(name)
 
 
-def _check_weights(path: Path) -> None:
+def weight_files(path: Path) -> list[Path]:
+    """Return the files that hold a base model's weights. There may be others: Mistral publishes the
+    same weights a second time, as consolidated.safetensors.
+
+    Raises:
+        BaseModelError: the index lists none, or cannot be read.
+    """
     index = path / _INDEX
-    if index.is_file():
-        listed = _json(index).get("weight_map")
-        names = set(listed.values()) if isinstance(listed, dict) else set()
-        if not names:
-            raise BaseModelError(f"base_model: {index} lists no weights: copy the folder again")
-    else:
-        names = {_WEIGHTS}
-    for name in sorted(map(str, names)):
-        file = path / name
+    if not index.is_file():
+        return [path / _WEIGHTS]
+    listed = _json(index).get("weight_map")
+    names = set(listed.values()) if isinstance(listed, dict) else set()
+    if not names:
+        raise BaseModelError(f"base_model: {index} lists no weights: copy the folder again")
+    return [path / name for name in sorted(map(str, names))]
+
+
+def _check_weights(path: Path, *, is_plain: bool) -> None:
+    for file in weight_files(path):
         if not file.is_file():
             raise BaseModelError(f"base_model: {file} is missing: copy the folder again")
         try:
-            with safe_open(file, framework="np"):
-                pass
+            packed = _packed(file)
         except (SafetensorError, OSError) as error:
             raise BaseModelError(
                 f"base_model: {file} is cut off, damaged, or not safetensors ({error}): copy it "
                 "again"
             ) from None
+        if is_plain and packed is not None:
+            raise BaseModelError(
+                f"base_model: {file} holds {packed}, and {path / 'config.json'} has no "
+                "quantization_config that says how to read it: name a folder of the plain weights"
+            )
 
 
-def _check_tokenizer(path: Path) -> None:
+def _packed(file: Path) -> str | None:
+    """Return a weight of a file whose dtype is none of plain ones, with it. None: all are plain."""
+    with safe_open(file, framework="np") as opened:
+        weights = [name for name in opened.keys() if "weight" in name.rpartition(".")[2]]  # noqa: SIM118
+        for name in weights:
+            dtype = opened.get_slice(name).get_dtype()
+            if dtype not in _PLAIN:
+                return f"{name} in {dtype}"
+    return None
+
+
+def _check_tokenizer(path: Path, config: dict[str, Any]) -> None:
     found = [path / name for name in _TOKENIZERS if (path / name).is_file()]
     if not found:
+        if _tokenizer_class(path, config) == _WITHOUT_FILES:
+            return
         raise BaseModelError(
             f"base_model: {path} has no tokenizer (one of {', '.join(_TOKENIZERS)}): save it there "
             "with the tokenizer's save_pretrained"
@@ -108,15 +135,33 @@ def _check_tokenizer(path: Path) -> None:
         _json(found[0])
 
 
-def _check_known(path: Path, config: dict[str, Any], family: str) -> None:
-    from transformers import AutoConfig
-    from transformers.models.auto import modeling_auto
+def _tokenizer_class(path: Path, config: dict[str, Any]) -> Any:
+    file = path / "tokenizer_config.json"
+    named = _json(file).get("tokenizer_class") if file.is_file() else None
+    return named or config.get("tokenizer_class")
 
-    try:
-        loaded = AutoConfig.from_pretrained(path)
-    except Exception as error:  # whatever a strange config.json makes it raise
+
+def _check_known(path: Path, config: dict[str, Any], family: str) -> None:
+    import transformers
+    from transformers import AutoConfig
+    from transformers.models.auto import configuration_auto, modeling_auto
+
+    kind, code = config.get("model_type"), config.get("auto_map")
+    if code and kind not in configuration_auto.CONFIG_MAPPING_NAMES:
         raise BaseModelError(
-            f"base_model: {path}: transformers cannot read its config.json ({error})"
+            f"base_model: {path} has the model_type {kind!r}, whose classes are programs in that "
+            "folder (auto_map), and those are never run: name a base that transformers has classes "
+            "for"
+        )
+    try:
+        loaded = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # whatever a strange config.json makes it raise
+        rope = config.get("rope_scaling")
+        is_su = isinstance(rope, dict) and rope.get("type") == "su"  # Phi-3, in its first months
+        mend = "set rope_scaling.type to longrope there" if is_su else "correct it there"
+        raise BaseModelError(
+            f"base_model: {path}: transformers {transformers.__version__} cannot read its "
+            f"config.json ({error}): {mend}"
         ) from None
     known = (
         modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -154,7 +199,8 @@ def stored_quantization(path: Path) -> StoredKind | None:
 
 def _method(fields: dict[str, Any]) -> str:
     """Return what a config says of how its weights were quantised, as people call it."""
-    method = str(fields.get("quant_method") or "an unnamed method")
+    unnamed = "MLX" if {"bits", "group_size"} <= set(fields) else "an unnamed method"
+    method = str(fields.get("quant_method") or unnamed)
     if fields.get("load_in_4bit"):
         return f"bitsandbytes {fields.get('bnb_4bit_quant_type', 'fp4')}"
     if fields.get("load_in_8bit"):

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from adapters.bases import smollm2
+from adapters.bases.names import hub_id_of_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,11 @@ LOCK_TIMEOUT_S = 600
 _MANIFEST = "polyclinic_manifest.json"
 _WORK = f"{BUILT_IN}.making-"  # prefix of the folders that the model is made in
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-_CAUSAL = "ForCausalLM"
+# The same weights once more, as Mistral's and Meta's own programs read them; ONNX's configurations.
+_NOT_FROM_HUB = ["consolidated*", "original/*", "onnx/*"]
+_CAUSAL = ("ForCausalLM", "LMHeadModel")
+_OLD_T5 = "T5WithLMHeadModel"  # as the first transformers called it; t5-3b and t5-11b still say so
+_OTHER_SENSES = ("vision_config", "audio_config")
 _SEQ2SEQ = (
     "T5ForConditionalGeneration",
     "MT5ForConditionalGeneration",
@@ -73,19 +78,28 @@ def resolve_base_model(
     Raises:
         BaseModelError: names what was tried, what is allowed, and how to fix it.
     """
-    directory = Path(name).expanduser()
     if name == BUILT_IN:
         path = _built_in(cache_dir or default_cache_dir(), progress=progress, fetch=fetch)
-    elif directory.is_dir():
-        path = directory.resolve()
-    elif is_hub_name(name):
-        path = _from_hub(name)
     else:
-        raise BaseModelError(
-            f"base_model: '{name}' is neither an existing directory, nor '{BUILT_IN}', nor a "
-            "Hugging Face id of the form org/name: correct base_model"
-        )
+        path = folder_of(name)
     return ResolvedBaseModel(name, path, family_of(path))
+
+
+def folder_of(name: str) -> Path:
+    """Return the folder of a model that is not built in, whatever it holds.
+
+    Raises:
+        BaseModelError: it is neither a directory nor in the Hugging Face cache or hub.
+    """
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        return directory.resolve()
+    if is_hub_name(name):
+        return _from_hub(name)
+    raise BaseModelError(
+        f"base_model: '{name}' is neither an existing directory, nor '{BUILT_IN}', nor a "
+        "Hugging Face id of the form org/name: correct base_model"
+    )
 
 
 def is_hub_name(name: str) -> bool:
@@ -109,20 +123,49 @@ def family_of(path: Path) -> Family:
             neither a causal language model nor an encoder-decoder of these.
     """
     config = _read_config(path)
+    architectures = config.get("architectures") or []
+    family: Family | None = None
+    if any(name in (*_SEQ2SEQ, _OLD_T5) for name in architectures):
+        family = "seq2seq"
+    elif any(name.endswith(_CAUSAL) for name in architectures):
+        family = "causal"
     if not any(path.glob("*.safetensors")):
         raise BaseModelError(
-            f"base_model: {path} has no .safetensors file; pickled weights are never loaded: "
-            "convert them with transformers' save_pretrained"
+            f"base_model: {path} has no .safetensors file; pickled weights are never loaded: where "
+            f"you trust who made them, convert them once ({_conversion(path, family)}) and name "
+            "that folder"
         )
-    architectures = config.get("architectures") or []
-    if any(name in _SEQ2SEQ for name in architectures):
-        return "seq2seq"
-    if any(name.endswith(_CAUSAL) for name in architectures):
-        return "causal"
+    if family is not None:
+        return family
+    supported = f"{', '.join(_SEQ2SEQ)} and any ...{' or ...'.join(_CAUSAL)}"
+    if not architectures:
+        raise BaseModelError(
+            f"base_model: {path / 'config.json'} names no architecture: add the class that its "
+            f'weights are of, such as "architectures": ["LlamaForCausalLM"]; supported are '
+            f"{supported}"
+        )
+    if any(config.get(sense) for sense in _OTHER_SENSES):
+        raise BaseModelError(
+            f"base_model: {path} has the architecture {', '.join(architectures)}, which reads "
+            "images or sound, and models of text are served: save its text part by itself (python "
+            f"-m scripts.save_text_part --base_model {path} --out FOLDER) and name that folder, or "
+            "name a model of text alone"
+        )
     raise BaseModelError(
-        f"base_model: {path} has the architecture {architectures or 'none named'}; "
-        f"supported are {', '.join(_SEQ2SEQ)} and any ...{_CAUSAL}"
+        f"base_model: {path} has the architecture {', '.join(architectures)}; supported are "
+        f"{supported}: name a base of one of these"
     )
+
+
+def _conversion(path: Path, family: Family | None) -> str:
+    """Return a command that saves a model's weights as safetensors, its tokenizer beside them."""
+    name = hub_id_of_snapshot(str(path)) or str(path)
+    auto = "AutoModelForSeq2SeqLM" if family == "seq2seq" else "AutoModelForCausalLM"
+    each = (
+        f"[c.from_pretrained({name!r}).save_pretrained('FOLDER') "
+        f"for c in (t.{auto}, t.AutoTokenizer)]"
+    )
+    return f'python -c "import transformers as t; {each}"'
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -144,7 +187,9 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        return Path(
+            snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_FROM_HUB)
+        )
     except Exception as error:
         raise BaseModelError(
             f"base_model: '{name}' is neither in the Hugging Face cache nor could it be "

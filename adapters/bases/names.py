@@ -46,7 +46,7 @@ def is_same_base(named: str | None, served: str) -> bool:
 def _parts(name: str) -> tuple[str | None, str]:
     """Return owner and model of a hub id. The owner is None if any may have the model."""
     name = name.strip().replace("\\", "/")  # a folder of a trainer on Windows
-    name = _hub_id_of_snapshot(name) or _REVISION.sub("", name).removesuffix("/.").rstrip("/")
+    name = hub_id_of_snapshot(name) or _REVISION.sub("", name).removesuffix("/.").rstrip("/")
     owner, _, model = name.rpartition("/")
     plain, is_quantised = _QUANTISED.subn("", model)
     is_hub_id = owner and "/" not in owner and owner.lower() not in _ANYONE
@@ -55,7 +55,7 @@ def _parts(name: str) -> tuple[str | None, str]:
     return owner.lower() if is_hub_id and not is_quantised else None, plain
 
 
-def _hub_id_of_snapshot(name: str) -> str | None:
+def hub_id_of_snapshot(name: str) -> str | None:
     """Return the id of `.../models--org--name/snapshots/<revision>`, the hub cache's folder."""
     found = re.search(r"/models--([^/]+)--([^/]+)/snapshots/[^/]+/?$", name)
     return f"{found[1]}/{found[2]}" if found else None

@@ -142,7 +142,7 @@ def choose_weights(base: Pretrained, wanted: Weights, limits: FastLimits) -> _We
     """
     if wanted == "none" or base.model.device.type != "cpu" or base.quantization != "none":
         return _Weights(False, f"{base.dtype_name}: {base.dtype_reason}")
-    obstacle = unsupported_in_bytes(base)
+    obstacle = unsupported_in_bytes(base, _num_positions(base, limits))
     if wanted in _BITS:
         if obstacle is not None:
             raise FastDecoderImpossible(
@@ -211,15 +211,19 @@ def _cannot_compile() -> str | None:
     return None
 
 
-def unsupported_in_bytes(base: Pretrained) -> str | None:
-    """Return why a CPU cannot serve this base with weights of eight bits. None if it can."""
+def unsupported_in_bytes(base: Pretrained, num_positions: int | None = None) -> str | None:
+    """Return why a CPU cannot serve this base with weights of eight bits. None if it can.
+
+    Args:
+        num_positions: of the longest answer, prompt included; None: it is not known.
+    """
     if base.family != "causal":
         return "the base is an encoder-decoder"
     if are_fused("cpu"):
         return "Triton's interpreter runs the steps"
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed"
-    about = describe(base.model)
+    about = describe(base.model, num_positions)
     if about.beyond_llama:
         has = ", ".join(about.beyond_llama)
         return (

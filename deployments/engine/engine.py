@@ -183,6 +183,9 @@ class Engine:
         for number, scores in output.scores.items():
             if (state := requests.get(number)) is not None:
                 state.score(scores)
+        for number, drafts in output.drafts.items():
+            if (state := requests.get(number)) is not None:
+                state.count(drafts)
         for number, token in zip(output.numbers, output.tokens, strict=True):
             if (state := requests.get(number)) is not None:
                 try:

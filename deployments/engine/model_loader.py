@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -18,6 +17,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from deployments.engine.loaded_weights import config_of, load_weights
 from deployments.engine.quantised.loader import LoaderConfig, stored_kind, wo_quantised
 from deployments.engine.quantised.weight import Kind
 from deployments.engine.request import ForcedTokens
@@ -34,8 +34,9 @@ _FORCED = ("forced_bos_token_id", "forced_eos_token_id")
 _FACTORS = ("num_beams", "repetition_penalty", "encoder_repetition_penalty", "guidance_scale")
 _RULES = (
     "no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids suppress_tokens "
-    "begin_suppress_tokens sequence_bias min_length min_new_tokens "
-    "exponential_decay_length_penalty penalty_alpha"
+    "begin_suppress_tokens sequence_bias min_length min_new_tokens stop_strings constraints "
+    "exponential_decay_length_penalty penalty_alpha dola_layers watermarking_config token_healing "
+    "force_words_ids"
 ).split()
 
 
@@ -104,17 +105,17 @@ def load_pretrained(
             as they are read (quantised/loader.py), or by bitsandbytes if `with_bitsandbytes`.
 
     Raises:
-        OSError, ValueError: the folder lacks a file, transformers cannot read it, or its weights
-            are quantised already, and otherwise.
+        OSError, ValueError: the folder lacks a file or a weight, transformers cannot read it, or
+            its weights are quantised already, and otherwise.
     """
     transformers_logging.disable_progress_bar()  # a server's log is not a terminal
     precision = choose_precision(dtype, device)
-    config = AutoConfig.from_pretrained(path)
+    config = config_of(path, precision.dtype)
     stored = stored_kind(config)
     kind = stored if quantization == "none" else quantization
     if stored not in (None, kind):
         raise ValueError(f"{path}: its weights are in {stored} already, and {kind} is asked for")
-    options: dict[str, Any] = {"dtype": precision.dtype, "use_safetensors": True}
+    options: dict[str, Any] = {"dtype": precision.dtype}
     if _is_capped(config):  # torch's own function knows no soft cap, and older transformers take it
         options["attn_implementation"] = "eager"
     leaving: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
@@ -123,17 +124,17 @@ def load_pretrained(
     if kind is not None and not with_bitsandbytes:
         config.__dict__.pop("quantization_config", None)
         own = LoaderConfig(kind, is_stored=stored is not None)
-        options |= {"config": config, "quantization_config": own}
+        options["quantization_config"] = own
     elif kind is not None and stored is None:
         options["quantization_config"] = bitsandbytes_config(kind, precision.dtype)
         if kind == "nf4":
             leaving = wo_quantised()
     model_class = AutoModelForCausalLM if family == "causal" else AutoModelForSeq2SeqLM
     with leaving:
-        model = model_class.from_pretrained(path, **options)
+        model = load_weights(model_class, path, config, **options)
     if kind is None:
         model = model.to(device)
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     stated = str(precision.dtype).removeprefix("torch.")
     if kind is not None:
         stated = f"{kind} ({stated} activations)"
@@ -175,9 +176,9 @@ def wrap_pretrained(
     eos_ids = _eos_ids(model, tokenizer)
     if asked := _not_followed(model.generation_config, family):
         logger.warning(
-            "the base model's generation_config.json asks for %s, which is not followed: answers "
-            "are greedy, or drawn as a request says, and the rules against repetition are those of "
-            "base_models in the catalogue",
+            "the base model's generation_config.json, else config.json, asks for %s, which is not "
+            "followed: answers are greedy, or drawn as a request says, and the rules against "
+            "repetition are those of base_models in the catalogue",
             ", ".join(asked),
         )
     return Pretrained(
@@ -260,6 +261,6 @@ def _pad_id(
 ) -> int:
     for source in (tokenizer, model.config):
         pad = getattr(source, "pad_token_id", None)
-        if pad is not None:
+        if pad is not None and pad >= 0:  # the first Llama's config.json says -1
             return int(pad)
     return min(eos_ids)

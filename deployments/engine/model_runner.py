@@ -243,6 +243,8 @@ class ModelRunner(AdapterLoader):
     @torch.inference_mode()
     def step_drafts(self, lines: Mapping[int, Sequence[int]]) -> Mapping[int, list[int]]:
         drafts = [Draft(row, self._states[row].length, lines[row]) for row in sorted(lines)]
+        for row in lines:  # what follows is newer
+            self._untold.pop(row, None)
         if self._graphs is None:
             found = self._agreeing(drafts, self._draft_logits(drafts))
         else:

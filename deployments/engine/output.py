@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from deployments.engine.detokenizer import Decode
 from deployments.engine.repetition import LoopStop
 from deployments.engine.request import (
+    NO_DRAFTS,
+    Drafts,
     ErrorInfo,
     FinishReason,
     Request,
@@ -130,6 +132,7 @@ class RequestState:
         self._first_token_s: float | None = None
         self._num_tokens = 0
         self._num_cached_tokens = 0
+        self._drafts = NO_DRAFTS
         self._undecoded: list[int] = []
         self._pending_text = ""
         self._num_characters = 0  # emitted
@@ -148,6 +151,10 @@ class RequestState:
             self._pending_text = self._text_stream.begin(shown)
             if self._scored is not None:
                 self._scored.add([TokenScore(prompt[0], None)])
+
+    def count(self, drafts: Drafts) -> None:
+        """Count what was guessed of the tokens that are pushed next."""
+        self._drafts = self._drafts.plus(drafts)
 
     def score(self, scores: Sequence[TokenScore]) -> None:
         """Take the scores of the tokens that are pushed next; with `echo`, the prompt's first."""
@@ -224,6 +231,7 @@ class RequestState:
             error=error,
             scores=() if self._scored is None else self._scored.release(self._limit_of(reason)),
             num_cached_tokens=self._num_cached_tokens if reason else 0,
+            drafts=self._drafts if reason else NO_DRAFTS,
         )
         self.events.put(event)
 

@@ -152,6 +152,19 @@ class TokenScore(NamedTuple):
     top: tuple[tuple[int, float], ...] = ()
 
 
+class Drafts(NamedTuple):
+    """Count tokens that were guessed, and those of them that were the answer's next ones."""
+
+    num_guessed: int
+    num_accepted: int
+
+    def plus(self, other: "Drafts") -> "Drafts":
+        return Drafts(self.num_guessed + other.num_guessed, self.num_accepted + other.num_accepted)
+
+
+NO_DRAFTS = Drafts(0, 0)
+
+
 class ScoredToken(NamedTuple):
     """A TokenScore with texts.
 
@@ -176,7 +189,7 @@ class TokenEvent:
     `text` is the newly decoded text. It may be empty: an unfinished character, or a possible start
     of a stop string, is held back. `num_tokens` counts all the tokens so far. `scores`: of the
     tokens of `text`, where they were asked for. `num_cached_tokens`: prompt tokens that were not
-    read again, since a row held them; 0 before the last event.
+    read again, since a row held them; it and `drafts` count nothing before the last event.
     """
 
     request_id: str
@@ -188,6 +201,7 @@ class TokenEvent:
     error: ErrorInfo | None = None
     scores: tuple[ScoredToken, ...] = ()
     num_cached_tokens: int = 0
+    drafts: Drafts = NO_DRAFTS
 
 
 def failed_event(request_id: str, error: ErrorInfo) -> TokenEvent:
@@ -224,7 +238,8 @@ class StepOutput:
     """Hold what one step made, for all requests together, by their numbers.
 
     `numbers` and `tokens` go together: the request and its next token. An end-of-sequence token is
-    not among them, but in `scores`, by number, where they were asked for.
+    not among them, but in `scores`, by number, where they were asked for. `drafts` are those of the
+    answers for which something was guessed, by number.
     """
 
     started: list[StartedRow] = field(default_factory=list)
@@ -232,6 +247,7 @@ class StepOutput:
     tokens: list[int] = field(default_factory=list)
     ended: list[EndedRow] = field(default_factory=list)
     scores: dict[int, list[TokenScore]] = field(default_factory=dict)
+    drafts: dict[int, Drafts] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 from deployments.engine.errors import EngineError
 from deployments.engine.request import (
+    NO_DRAFTS,
+    Drafts,
     EndedRow,
     FinishReason,
     Request,
@@ -98,6 +100,11 @@ class EngineRow:
             self.finish(FinishReason.LENGTH)
         elif self._deadline is not None:
             self.end_if_late()
+
+    def note(self, drafts: Drafts) -> None:
+        """Count what was guessed of the tokens that are pushed next."""
+        noted = self._outbox.output.drafts
+        noted[self.number] = noted.get(self.number, NO_DRAFTS).plus(drafts)
 
     def finish(self, reason: FinishReason, error: EngineError | None = None) -> None:
         """End the request; later calls do nothing."""

@@ -17,6 +17,7 @@ from deployments.channel.frames import MAX_SCORES, BadFrame, load_frame, pack_fr
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.errors import EngineError, error_classes
 from deployments.engine.request import (
+    Drafts,
     EndedRow,
     ErrorInfo,
     FinishReason,
@@ -67,8 +68,9 @@ def pack_step(output: StepOutput) -> bytes:
     ]
     numbers, tokens = array(_INT, output.numbers), array(_INT, output.tokens)
     content: list[Any] = [output.started, numbers.tobytes(), tokens.tobytes(), ended]
-    if output.scores:  # nobody else pays for them
-        content.append({str(number): scores for number, scores in output.scores.items()})
+    if output.scores or output.drafts:  # nobody else pays for them
+        for more in (output.scores, output.drafts):
+            content.append({str(number): value for number, value in more.items()})
     return pack_frame(content)
 
 
@@ -96,19 +98,21 @@ def unpack_step(payload: bytes) -> StepOutput:
     found = load_frame(payload)
     try:
         started, numbers, tokens, ended, *more = found
+        scored, guessed = more or ({}, {})
         scores = {
             int(number): [
                 TokenScore(id_, own, tuple((top, value) for top, value in likely))
                 for id_, own, likely in items
             ]
-            for number, items in (more[0] if more else {}).items()
+            for number, items in scored.items()
         }
+        drafts = {int(number): Drafts(*counts) for number, counts in guessed.items()}
         rows = [
             EndedRow(number, FinishReason(reason), n, None if error is None else ErrorInfo(*error))
             for number, reason, n, error in ended
         ]
         begun = [StartedRow(*each) for each in started]
-        return StepOutput(begun, _ints(numbers), _ints(tokens), rows, scores)
+        return StepOutput(begun, _ints(numbers), _ints(tokens), rows, scores, drafts)
     except (TypeError, ValueError, AttributeError) as error:
         raise BadFrame(f"not what a step makes: {type(error).__name__}") from None
 

@@ -59,6 +59,11 @@ class AnswerMetrics:
             "prompt tokens not read, since a row held them",
             _LABELS,
         )
+        self._drafts = metrics.Counter(
+            "polyclinic_draft_tokens_total",
+            "tokens guessed from prompts and answers",
+            ("result", *_LABELS),
+        )
 
     def sample(self, num_running: int, num_waiting: int) -> None:
         """Set the gauges; Ray drops those that are not set again and again."""
@@ -71,6 +76,10 @@ class AnswerMetrics:
         self._tokens.inc(event.num_prompt_tokens or 0, {"kind": "prompt", **label})
         if event.num_cached_tokens:
             self._cached.inc(event.num_cached_tokens, label)
+        num_guessed, num_accepted = event.drafts
+        for result, count in (("accepted", num_accepted), ("rejected", num_guessed - num_accepted)):
+            if count:
+                self._drafts.inc(count, {"result": result, **label})
         if event.num_tokens:
             self._tokens.inc(event.num_tokens, {"kind": "generated", **label})
         timings = event.timings

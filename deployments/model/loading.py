@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from adapters.bases.models import resolve_base_model
 from adapters.catalog import Catalog
-from adapters.prompt_check import EncodePrompt, checked_entry, encoder_of, unwritable
+from adapters.prompt_check import EncodePrompt, checked_entry, encoder_of, goes_on, unwritable
 from adapters.seed_check import AdapterError
 from adapters.store import AdapterStore
 from adapters.token_prompts import BadTokenId, decode_prompts, encode_text
@@ -191,7 +191,7 @@ class _Parts:
         """Load the tokenizer. Raises as `encode_with`."""
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self.spec.path)
+        tokenizer = AutoTokenizer.from_pretrained(self.spec.path, trust_remote_code=False)
         encode = self.encode_with(tokenizer)
         return _Text(tokenizer, encode, text_decoder(tokenizer), token_bytes(tokenizer))
 
@@ -210,6 +210,9 @@ class _Parts:
 
     def of_model(self, decoder: Any, tokenizer: Any, encode: EncodePrompt) -> LoadedModel:
         engine, base_model = self._settings.engine, self._settings.base_model
+        entry = self._store.seed.base_model(base_model, family=self._family)
+        if entry.prompt_format == "chat" and (why := goes_on(tokenizer, decoder.info.eos_ids)):
+            logger.warning("%s", why)
         make_manager = functools.partial(
             AdapterManager,
             self._store,

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from adapters.bases.models import Family
+from deployments.engine.loaded_weights import config_of, load_weights
 from deployments.engine.model_loader import bitsandbytes_config
 from deployments.engine.quantised.loader import wo_quantised
 from scripts.lora.errors import TrainingError
@@ -16,11 +17,21 @@ Quantization = Literal["none", "int8", "nf4"]
 
 
 def load_base(path: Path, family: Family, dtype: str, **options: Any) -> Any:
-    """Return the model of folder `path`, from safetensors alone; `dtype` is torch's name for it."""
+    """Return the model of folder `path`, from safetensors alone.
+
+    Args:
+        dtype: torch's name for it.
+        options: further ones of transformers' `from_pretrained`.
+
+    Raises:
+        TrainingError: transformers cannot read it, or its files are not all of its weights.
+    """
     model_class = AutoModelForCausalLM if family == "causal" else AutoModelForSeq2SeqLM
-    return model_class.from_pretrained(
-        path, dtype=getattr(torch, dtype), use_safetensors=True, **options
-    )
+    wanted = getattr(torch, dtype)
+    try:
+        return load_weights(model_class, path, config_of(path, wanted), dtype=wanted, **options)
+    except ValueError as error:
+        raise TrainingError(str(error)) from None
 
 
 def load_quantised(

@@ -72,6 +72,6 @@ def chosen_base(args: argparse.Namespace) -> ChosenBase:
     """
     found = resolve_base_model(args.base_model)
     name = args.base_model_name or args.base_model
-    tokenizer = AutoTokenizer.from_pretrained(found.path)
+    tokenizer = AutoTokenizer.from_pretrained(found.path, trust_remote_code=False)
     entry = checked_entry(load_catalog(CATALOG_DIR), name, found.family, tokenizer)
     return ChosenBase(name, found.path, found.family, entry, tokenizer)

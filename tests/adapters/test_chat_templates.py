@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from adapters.bases.models import BaseModelError
 from adapters.catalog import Catalog
-from adapters.prompt_check import SHAPES, check_prompts, checked_entry
+from adapters.prompt_check import SHAPES, check_prompts, checked_entry, goes_on
 from adapters.prompting import Message, encode_example, encode_prompt, render
 from tests.chat_templates import CONTROL, TEMPLATES, UNUSABLE
 from tests.tiny_tokenizers import byte_fallback_tokenizer, byte_pair_tokenizer
@@ -240,3 +240,39 @@ def test_plain_text_has_the_tokenizers_own_start(prompt_format: Any, kind: str) 
     ids = encode_prompt(prompt_format, QUESTION, tokenizer=tokenizer, system_line=LINE)
     assert ids == tokenizer(text).input_ids
     assert tokenizer.eos_token_id not in ids
+
+
+ENDS = {
+    "ChatML": "<|im_end|>",
+    "Gemma 2": "<end_of_turn>",
+    "Granite 3": "<|end_of_text|>",
+    "Llama 2": "</s>",
+    "Llama 3": "<|eot_id|>",
+    "Mistral 0.3": "</s>",
+    "OLMo 2": "</s>",
+    "Phi-3": "<|end|>",
+    "Phi-4-mini": "<|end|>",
+    "Qwen3": "<|im_end|>",
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_an_answer_that_would_go_on_behind_its_end_is_told(name: str) -> None:
+    """As with fine-tunes of Llama 3 whose eos_token_id is the base's, <|end_of_text|> alone."""
+    tokenizer = with_template(name, "byte-level" if "im_end" in ENDS[name] else "SentencePiece")
+    end = tokenizer.convert_tokens_to_ids(ENDS[name])
+    assert goes_on(tokenizer, {end, 5}) is None
+    said = str(goes_on(tokenizer, {7, 5}))
+    assert f"writes {ENDS[name]!r} (id {end}) behind an answer" in said
+    assert "eos_token_id is [5, 7]" in said
+
+
+def test_a_template_that_ends_answers_with_plain_text_says_nothing_of_their_end() -> None:
+    tokenizer = copy.deepcopy(KINDS["byte-level"])
+    assert tokenizer.chat_template
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    assert goes_on(tokenizer, {0}) is None
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    assert goes_on(tokenizer, {0}) is None
+    tokenizer.chat_template = None
+    assert goes_on(tokenizer, {0}) is None

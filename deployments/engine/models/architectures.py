@@ -30,10 +30,19 @@ _WITHOUT_EFFECT = frozenset(
     "auto_map is_llama_config transformers.js_config unsloth_fixed unsloth_version model_name "
     "original_max_position_embeddings rope_theta rope_scaling partial_rotary_factor default_theta "
     "n_positions output_past task_specific_params tokenizer_class "
-    "scalable_attention".split()
+    "scalable_attention _attn_implementation_autoset _flash_attn_2_enabled use_flash_attention_2 "
+    "use_flash_attn use_bfloat16 torchscript gradient_checkpointing max_sequence_length seq_length "
+    "model_max_length tokenizer_model_max_length tokenizer_padding_side neftune_noise_alpha "
+    "finetuning_task license loss_type keys_to_ignore_at_inference _from_model_config attn_pdrop "
+    "hidden_dropout_prob attention_probs_dropout_prob".split()
 )
 _NEUTRAL: tuple[Any, ...] = (None, False, "", [], {}, ())
 _NEUTRAL_VALUES: Mapping[str, Any] = {"full_attn_mod": 1, "interpolate_factor": 1}  # Phi-4-mini's
+_SAME_AS = {  # what some of Gemma's say twice, and transformers reads once
+    "sliding_window_size": "sliding_window",
+    "hidden_activation": "hidden_act",
+}
+_CHUNKS = "dual_chunk_attention_config"
 _WINDOWS = "layer_types sliding_window use_sliding_window max_window_layers"
 _GEMMA = f"{_WINDOWS} hidden_activation query_pre_attn_scalar final_logit_softcapping"
 GEMMA_2 = frozenset(f"{_GEMMA} attn_logit_softcapping".split())
@@ -100,6 +109,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             reads=frozenset(_WINDOWS.split()),
         ),
         Architecture("MistralForCausalLM", "Mistral", reads=frozenset(["sliding_window"])),
+        Architecture(
+            "Ministral3ForCausalLM", "Ministral 3 (text)", reads=frozenset(["sliding_window"])
+        ),
+        Architecture("GemmaForCausalLM", "Gemma", norm_offset=1.0, embedding_is_scaled=True),
         Architecture(
             "Gemma2ForCausalLM",
             "Gemma 2",
@@ -197,13 +210,21 @@ class Description:
         return tuple(words for words, has in said.items() if has)
 
 
-def describe(model: Any) -> Description:
-    """Return the description of a model that `unsupported_causal` found nothing against."""
-    return describe_stack(model.config, ARCHITECTURES[type(model).__name__])
+def describe(model: Any, num_positions: int | None = None) -> Description:
+    """Return the description of a model that `unsupported_causal` found nothing against.
+
+    Args:
+        num_positions: of the longest answer, prompt included; a window that none is longer than is
+            none. None: it is not known.
+    """
+    return describe_stack(model.config, ARCHITECTURES[type(model).__name__], num_positions)
 
 
-def describe_stack(config: Any, architecture: Architecture) -> Description:
-    """Return the description of layers that `unsupported_stack` found nothing against."""
+def describe_stack(
+    config: Any, architecture: Architecture, num_positions: int | None = None
+) -> Description:
+    """Return the description of layers that `unsupported_stack` found nothing against; `describe`
+    says of how many positions."""
 
     def read(name: str, default: Any = None) -> Any:
         found = getattr(config, name, None) if name in architecture.reads else None
@@ -219,7 +240,7 @@ def describe_stack(config: Any, architecture: Architecture) -> Description:
         head_dim=head_dim,
         eps=config.rms_norm_eps,
         activation=read("hidden_activation", getattr(config, "hidden_act", None)),
-        layers=_layers(config, architecture),
+        layers=_layers(config, architecture, num_positions),
         attention_scale=read("attention_multiplier", scalar**-0.5),
         attention_cap=read("attn_logit_softcapping"),
         logits_cap=read("final_logit_softcapping"),
@@ -255,8 +276,31 @@ def unsupported_stack(config: Any, architecture: Architecture, num_positions: in
     for kind in getattr(config, "layer_types", None) or ():
         if kind not in (_FULL, _SLIDING):
             return f"layer_types has {kind!r}; only {_FULL} and {_SLIDING} are fast"
-    known = _COMMON | architecture.reads
-    return unknown_field(config, known) or _no_window(config) or _moving_rope(config, num_positions)
+    known = _COMMON | architecture.reads | {_CHUNKS}
+    return (
+        unknown_field(config, known)
+        or _no_window(config)
+        or _moving_rope(config, num_positions)
+        or _cut_in_chunks(config, num_positions)
+    )
+
+
+def _cut_in_chunks(config: Any, num_positions: int) -> str | None:
+    """Return why a text is longer than one chunk, within which attention is as ever. Returns None
+    if none is (Qwen2.5 with a million positions; transformers knows no chunks)."""
+    chunks = getattr(config, _CHUNKS, None)
+    if not chunks:
+        return None
+    try:
+        length = int(chunks["chunk_size"]) - int(chunks.get("local_size", 0))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return f"{_CHUNKS} is {chunks!r} in its config, which names no chunk_size"
+    if num_positions <= length:
+        return None
+    return (
+        f"{_CHUNKS} cuts a text into chunks of {length} positions, which neither decoder does, and "
+        f"an answer may take {num_positions} with its prompt: lower engine.max_input_tokens"
+    )
 
 
 def _no_window(config: Any) -> str | None:
@@ -267,10 +311,13 @@ def _no_window(config: Any) -> str | None:
     return None
 
 
-def _layers(config: Any, architecture: Architecture) -> tuple[LayerKind, ...]:
+def _layers(
+    config: Any, architecture: Architecture, num_positions: int | None
+) -> tuple[LayerKind, ...]:
     """Return the kind of each layer; without layer_types a window is every layer's."""
     number: int = config.num_hidden_layers
     window = config.sliding_window if "sliding_window" in architecture.reads else None
+    is_reached = num_positions is None or window is None or window < num_positions
     kinds = [_SLIDING if window else _FULL] * number
     if "layer_types" in architecture.reads:
         kinds = config.layer_types
@@ -280,7 +327,7 @@ def _layers(config: Any, architecture: Architecture) -> tuple[LayerKind, ...]:
     shared = SHARED_ROPE in ropes_of(config)
     return tuple(
         LayerKind(
-            window if kind == _SLIDING else None,
+            window if kind == _SLIDING and is_reached else None,
             (SHARED_ROPE if shared else kind) if is_rotated else None,
         )
         for kind, is_rotated in zip(kinds, rotates, strict=False)
@@ -302,7 +349,8 @@ def unknown_field(config: Any, known: frozenset[str]) -> str | None:
             continue
         is_number = isinstance(value, int | float) and value == 0
         is_number |= name == "layer_types" and set(value or ()) <= {_FULL}
-        if value in _NEUTRAL or is_number or _NEUTRAL_VALUES.get(name) == value:
+        is_said = name in _SAME_AS and value == getattr(config, _SAME_AS[name], None)
+        if value in _NEUTRAL or is_number or is_said or _NEUTRAL_VALUES.get(name) == value:
             continue
         return f"{name} is {value!r} in its config, a field that the fast decoder does not know"
     return None
@@ -323,8 +371,16 @@ def rope_limit(config: Any, parameters: Mapping[str, Any]) -> int | None:
 
 
 def _moving_rope(config: Any, num_positions: int) -> str | None:
-    """Return why the rotary frequencies depend on a text's length. Returns None if they do not."""
+    """Return why rotation, or the scale of queries, depends on a text's length. Returns None if it
+    does not."""
     for parameters in ropes_of(config).values():
+        scaled = parameters.get("original_max_position_embeddings")
+        if parameters.get("llama_4_scaling_beta") and scaled and num_positions > scaled:
+            return (
+                f"llama_4_scaling_beta scales queries from position {scaled} on, and an answer may "
+                f"take {num_positions} with its prompt: lower engine.max_input_tokens for the fast "
+                "decoder"
+            )
         kind = parameters.get("rope_type", "default")
         if kind not in _FIXED_ROPES:
             return f"rope_type is {kind!r}; only {', '.join(_FIXED_ROPES)} are fast"

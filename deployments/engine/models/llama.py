@@ -26,7 +26,7 @@ class LlamaModel(TorchBatches):
     keeps_prompts_at_end = False
 
     def __init__(self, model: Any, dtype: torch.dtype, num_positions: int) -> None:
-        about = self._about = describe(model)
+        about = self._about = describe(model, num_positions)
         stack = self._stack = Stack("model", model.model, about, dtype, num_positions)
         weight = stack.embedding.weight
         self._head = LMHead(model.lm_head, model.model.embed_tokens, weight)

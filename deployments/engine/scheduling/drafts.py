@@ -57,7 +57,7 @@ class PromptLookup:
             self._after[tuple(tokens[end - _NGRAM : end])] = end
 
 
-class Drafts:
+class Drafter:
     """Propose tokens for the rows of a step, and learn which rows it pays for.
 
     Args:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 from deployments.engine.decoder import AsyncTokens, DraftDecoder, PrefixDecoder, StepDecoder
 from deployments.engine.errors import DecoderFailed, UnknownAdapter
-from deployments.engine.request import FinishReason, SchedulerOutput, SequenceState
+from deployments.engine.request import Drafts, FinishReason, SchedulerOutput, SequenceState
 from deployments.engine.row import EngineRow, Outbox
-from deployments.engine.scheduling.drafts import Drafts
+from deployments.engine.scheduling.drafts import Drafter
 from deployments.engine.scheduling.prefixes import PrefixCache
 from deployments.engine.scheduling.scheduler import Scheduler
 
@@ -47,7 +47,7 @@ class StepLoop:
         self._drafter: DraftDecoder | None = None
         if tries_drafts and isinstance(decoder, DraftDecoder) and decoder.can_try_drafts:
             self._drafter = decoder
-        self._drafts = Drafts(self._drafter)
+        self._drafts = Drafter(self._drafter)
         self._scheduler = Scheduler(
             decoder.capacities,
             prefill_tokens=prefill_tokens,
@@ -140,6 +140,8 @@ class StepLoop:
             assert sequence.row is not None, "a token without a row"
             tokens = found[sequence.row]
             self._scheduler.extend(sequence, len(tokens) - 1)
+            if guessed := drafts.get(sequence.row):
+                self._rows[sequence].note(Drafts(len(guessed), len(tokens) - 1))
             self._push(sequence, tokens)
         return True
 

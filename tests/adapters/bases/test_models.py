@@ -194,8 +194,9 @@ def test_hub_takes_safetensors_only_and_says_when_offline(
 ) -> None:
     asked: list[str] = []
 
-    def snapshot(name: str, *, allow_patterns: list[str]) -> str:
+    def snapshot(name: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
         asked.extend(allow_patterns)
+        assert "consolidated*" in ignore_patterns, "Mistral's weights, which are there twice"
         if name == "org/missing":
             raise ConnectionError("no route")
         return str(tiny_llama_dir)
@@ -213,7 +214,7 @@ def test_hub_takes_safetensors_only_and_says_when_offline(
     [
         ({"architectures": ["BertModel"]}, "BertModel"),
         ({"architectures": ["PegasusForConditionalGeneration"]}, "PegasusForConditionalGeneration"),
-        ({}, "none named"),
+        ({}, "names no architecture"),
         (None, r"config.json is missing"),
     ],
 )
@@ -227,8 +228,38 @@ def test_unsupported_folders_are_refused_by_name(
         resolve_base_model(str(tmp_path))
 
 
-def test_pickled_weights_alone_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(BaseModelError, match="no .safetensors file"):
-        resolve_base_model(str(tmp_path))
+@pytest.mark.parametrize(
+    ("architecture", "family"),
+    [("T5WithLMHeadModel", "seq2seq"), ("GPT2LMHeadModel", "causal"), ("XForCausalLM", "causal")],
+)
+def test_older_names_of_a_family(architecture: str, family: str, tmp_path: Path) -> None:
+    """t5-3b and BioMedLM are published so."""
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    assert resolve_base_model(str(tmp_path)).family == family
+
+
+@pytest.mark.parametrize(
+    ("folder", "architecture", "command"),
+    [
+        (
+            "base",
+            "LlamaForCausalLM",
+            r"'.*/base'\).* in \(t.AutoModelForCausalLM, t.AutoTokenizer\)",
+        ),
+        (
+            "models--facebook--nllb-200-distilled-600M/snapshots/f8d333",
+            "M2M100ForConditionalGeneration",
+            r"'facebook/nllb-200-distilled-600M'\).* in \(t.AutoModelForSeq2SeqLM",
+        ),
+    ],
+)
+def test_pickled_weights_alone_are_refused(
+    folder: str, architecture: str, command: str, tmp_path: Path
+) -> None:
+    base = tmp_path / folder
+    base.mkdir(parents=True)
+    (base / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    (base / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(BaseModelError, match=f"no .safetensors file.* convert them.*{command}"):
+        resolve_base_model(str(base))

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from deployments.engine.decoder_factory import FastLimits, build_decoder
+from deployments.engine.errors import FastDecoderImpossible
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.model_loader import Family, Pretrained, load_pretrained
 from deployments.engine.model_runner import ModelRunner
@@ -23,6 +24,7 @@ from deployments.engine.models.t5gemma import T5GEMMA_MODELS
 from deployments.engine.peft_decoder import PeftDecoder
 from deployments.engine.request import Request, SamplingParams
 from scripts.benchmarks.in_process.rounding_errors import Recorder
+from tests.deployments.engine.captured_on_host import captured
 from tests.deployments.engine.planted_guesses import know, note_drafts
 from tests.deployments.engine.prefix_runs import Driver
 from tests.deployments.engine.rows_by_hand import run_rows
@@ -163,10 +165,20 @@ def test_prompts_in_pieces_of_seven_tokens(case: Case) -> None:
     assert_same(case, requests, run.answers)
 
 
-def test_guessed_tokens_are_those_of_peft(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two rows whose guesses are right for some tokens, and then wrong."""
+@pytest.mark.parametrize("on_host", [False, True])
+def test_guessed_tokens_are_those_of_peft(
+    case: Case, on_host: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rows whose guesses are right for some tokens, and then wrong.
+
+    on_host: by steps as a GPU has them, of a stand-in.
+    """
     if not case.decoder.can_try_drafts:
         pytest.skip("this decoder guesses nothing")
+    if on_host:
+        if DEVICE == "cuda" or not case.decoder.info.batch_invariant:
+            pytest.skip("of a CPU, and of sums in one order")
+        captured(case.decoder, monkeypatch)
     requests = requests_of(case, (WINDOW - 6, 20, 3), MAX_TOKENS)
     plain = run_rows(case.decoder, requests).answers
     lines = note_drafts(case.decoder, monkeypatch)
@@ -267,6 +279,28 @@ def test_a_rope_that_moves_with_the_length_is_fast_where_it_cannot_move(tmp_path
     )
 
 
+def test_queries_that_are_scaled_from_a_position_on_are_fast_before_it(tmp_path: Path) -> None:
+    loaded = loaded_from(make_tiny("ministral3", tmp_path / "base"))
+    long = build_decoder(loaded, "auto", FastLimits(2, 129, max_adapters=1), {})
+    assert isinstance(long, PeftDecoder)
+    assert "llama_4_scaling_beta scales queries from position 128 on" in long.info.reason
+    assert "lower engine.max_input_tokens" in long.info.reason
+
+
+@pytest.mark.skipif(are_fused("cpu"), reason="the interpreter runs the steps")
+def test_a_window_that_no_answer_is_longer_than_is_none(tmp_path: Path) -> None:
+    """As in Mistral 7B v0.1 and what was made of it, of 4,096 positions: also in eight bits."""
+    from deployments.engine.decoder_factory import unsupported_in_bytes
+
+    loaded = loaded_from(make_tiny("mistral_window", tmp_path / "base"))
+    assert unsupported_in_bytes(loaded, WINDOW) is None
+    assert f"sliding_window {WINDOW}" in str(unsupported_in_bytes(loaded, WINDOW + 1))
+    limits = FastLimits(2, WINDOW, max_adapters=1)
+    build_decoder(loaded, "fast", limits, {}, weights="int8")
+    with pytest.raises(FastDecoderImpossible, match="has a sliding window"):
+        build_decoder(loaded, "fast", LIMITS, {}, weights="int8")
+
+
 @pytest.mark.skipif(are_fused("cpu"), reason="the interpreter runs the steps")
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_only_plain_layers_are_compiled_for_eight_bits(name: str, tmp_path: Path) -> None:
@@ -275,7 +309,7 @@ def test_only_plain_layers_are_compiled_for_eight_bits(name: str, tmp_path: Path
     base = make_tiny(name, tmp_path / "base")
     reason = unsupported_in_bytes(loaded_from(base))
     named = {"mistral_window": f"MistralForCausalLM has a sliding window (sliding_window {WINDOW})"}
-    if name in ("llama", "llama_dynamic", "mistral"):
+    if name in ("llama", "llama_dynamic", "mistral", "ministral3"):
         assert reason is None
     elif family_of(name) == "seq2seq":
         assert reason == "the base is an encoder-decoder"

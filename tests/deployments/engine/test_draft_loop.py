@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deployments.engine.core import EngineLimits
 from deployments.engine.decoder import DecoderInfo
-from deployments.engine.request import Request, SamplingParams, SchedulerOutput
+from deployments.engine.engine import Engine
+from deployments.engine.request import NO_DRAFTS, Request, SamplingParams, SchedulerOutput
 from tests.deployments.engine.prefix_runs import Driver
 from tests.deployments.engine.test_step_engine import EOS, ScriptedStepDecoder, _Ready
 
@@ -37,6 +39,7 @@ class Speaker(ScriptedStepDecoder):
         self.limits: dict[int, int] = {}
         self.num_steps = 0
         self.num_right = 0
+        self.num_guessed = 0
 
     @property
     def info(self) -> DecoderInfo:
@@ -66,6 +69,7 @@ class Speaker(ScriptedStepDecoder):
                 if found[row][-1] != guess:
                     break
             self.num_right += len(found[row]) - 1
+            self.num_guessed += len(guessed)
         return found
 
     def _next(self, row: int) -> int:
@@ -106,6 +110,20 @@ def test_repeated_text_takes_fewer_steps(ahead: int) -> None:
     assert len(found.tokens[0]) == 120
     assert decoder.num_right + decoder.num_steps == 120
     assert decoder.num_steps < 90
+
+
+async def test_what_was_guessed_is_counted_in_the_last_event() -> None:
+    decoder = Speaker()
+    engine = Engine.on_thread(decoder, EngineLimits(4, 4, 100, tries_drafts=True))
+    try:
+        request = Request("r", tuple(range(1, 11)), None, SamplingParams(120))
+        events = [event async for event in engine.generate(request)]
+    finally:
+        engine.close()
+    last = events.pop().drafts
+    assert last.num_accepted == decoder.num_right > 0
+    assert last.num_guessed == decoder.num_guessed > last.num_accepted
+    assert {event.drafts for event in events} == {NO_DRAFTS}
 
 
 def test_text_without_repetition_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

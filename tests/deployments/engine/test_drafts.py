@@ -15,6 +15,7 @@ from deployments.engine.model_loader import load_pretrained
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request, SamplingParams
 from deployments.engine.scheduling.drafts import PromptLookup
+from tests.deployments.engine.captured_on_host import captured
 from tests.deployments.engine.planted_guesses import know
 from tests.deployments.engine.prefix_runs import Answers, Driver
 from tests.deployments.engine.test_parity import one_thread
@@ -23,15 +24,20 @@ from tests.deployments.engine.test_prefixes import KINDS, Catalogs, build, decod
 __all__ = ["one_thread"]  # a fixture
 
 
+ON_HOST = ["llama as captured", "flan_t5 as captured"]
 ON_GPU = ["llama on a GPU", "flan_t5 on a GPU"] if torch.cuda.is_available() else []
 
 
-@pytest.fixture(scope="module", params=[*KINDS, "flan_t5", *ON_GPU])
+@pytest.fixture(scope="module", params=[*KINDS, "flan_t5", *ON_HOST, *ON_GPU])
 def decoder(request: pytest.FixtureRequest, tiny_catalogs: Catalogs) -> Iterator[ModelRunner]:
-    name, _, on_gpu = request.param.partition(" ")
-    if on_gpu or name == "flan_t5":
-        device = "cuda" if on_gpu else "cpu"
-        yield build(tiny_catalogs, name, device=device, batch_invariant=True)
+    name, _, how = request.param.partition(" ")
+    if how or name == "flan_t5":
+        device = "cuda" if how == "on a GPU" else "cpu"
+        found = build(tiny_catalogs, name, device=device, batch_invariant=True)
+        with pytest.MonkeyPatch.context() as patch:
+            if request.param in ON_HOST:
+                captured(found, patch)
+            yield found
         return
     with decoder_of(request.param, tiny_catalogs) as found:
         yield found
@@ -87,7 +93,7 @@ def questions(draw: st.DrawFn) -> list[Request]:
     return asked
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(asked=questions(), gap=st.integers(0, 6), leaves=st.integers(0, 12))
 def test_answers_are_the_same_tokens(
     decoder: ModelRunner, asked: list[Request], gap: int, leaves: int
@@ -122,6 +128,36 @@ def test_an_answer_that_repeats_itself_takes_fewer_steps(
     assert run(decoder, [asked]).tokens[0] == expected
     assert steps.num_drafted
     assert steps.num < 0.7 * len(expected)
+
+
+def test_a_token_picked_from_logits_behind_guesses_is_read_next(
+    tiny_catalogs: Catalogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step's tokens are the captured step's own, the next one's are picked, the third has no
+    guesses: it reads what was picked."""
+    decoder = build(tiny_catalogs, batch_invariant=True)
+    captured(decoder, monkeypatch)
+    asked = Request("r", prompt(3, 12), "derm", SamplingParams(12, min_tokens=12))
+    expected = plain(decoder, asked)
+    assert 7 not in expected, "what the stand-in leaves would be right"
+    guesses, is_argmax = 0, decoder._sampler.is_argmax
+
+    def guess(self: PromptLookup, answer: list[int], count: int) -> list[int]:
+        return [expected[len(answer)], 7][:count] if guesses < 2 else []
+
+    def drafted(lines: Any) -> Any:
+        nonlocal guesses
+        guesses += 1
+        return step_drafts(lines)
+
+    step_drafts = decoder.step_drafts
+    monkeypatch.setattr(PromptLookup, "guess", guess)
+    monkeypatch.setattr(decoder, "step_drafts", drafted)
+    monkeypatch.setattr(
+        decoder._sampler, "is_argmax", lambda *given: guesses != 2 and is_argmax(*given)
+    )
+    assert run(decoder, [asked]).tokens[0] == expected
+    assert guesses == 2
 
 
 def test_the_turn_after_guessed_tokens_is_read_from_the_row(

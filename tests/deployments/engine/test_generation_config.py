@@ -6,8 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import GenerationConfig
 
+from deployments.engine import model_loader
 from deployments.engine.model_loader import load_pretrained
+
+# Followed: the ids. Each request's to say: how to draw, how long. Of beams alone, or of another
+# model's guesses; then what has no effect on tokens.
+OTHERS = set(
+    "pad_token_id bos_token_id eos_token_id decoder_start_token_id do_sample temperature top_k "
+    "top_p min_p top_h typical_p epsilon_cutoff eta_cutoff max_length max_new_tokens max_time "
+    "num_return_sequences early_stopping length_penalty diversity_penalty num_beam_groups use_mtp "
+    "is_assistant num_assistant_tokens num_assistant_tokens_schedule prompt_lookup_num_tokens "
+    "assistant_confidence_threshold max_matching_ngram_size assistant_early_exit speculation_type "
+    "assistant_lookbehind target_lookbehind assistant_ensemble_weight use_cache cache_config "
+    "cache_implementation max_cache_len renormalize_logits remove_invalid_values low_memory "
+    "output_attentions output_hidden_states output_scores output_logits return_dict_in_generate "
+    "compile_config disable_compile continuous_batching_config prefill_chunk_size "
+    "_from_model_config transformers_version".split()
+)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +36,7 @@ from deployments.engine.model_loader import load_pretrained
         ({"forced_eos_token_id": 1, "min_new_tokens": 3},
          ["forced_eos_token_id 1", "min_new_tokens 3"]),
         ({"guidance_scale": 1.5}, ["guidance_scale 1.5"]),
+        ({"stop_strings": ["User:"]}, ["stop_strings ['User:']"]),
         ({"repetition_penalty": 1.0, "num_beams": 1, "suppress_tokens": [], "min_length": 0}, []),
         ({"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 5, "max_length": 9}, []),
         ({}, []),
@@ -42,3 +60,9 @@ def test_what_is_not_followed_is_named(
     found = [r.getMessage() for r in caplog.records if "generation_config" in r.getMessage()]
     assert len(found) == bool(said)
     assert all(part in found[0] for part in said)
+
+
+def test_every_field_of_transformers_is_one_that_we_know() -> None:
+    named = {*model_loader._FACTORS, *model_loader._RULES, *model_loader._FORCED}
+    assert not named & OTHERS
+    assert set(vars(GenerationConfig())) <= named | OTHERS

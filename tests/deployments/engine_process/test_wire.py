@@ -18,6 +18,7 @@ from deployments.engine.errors import (
     QueueFull,
 )
 from deployments.engine.request import (
+    Drafts,
     EndedRow,
     ErrorInfo,
     FinishReason,
@@ -93,6 +94,11 @@ def test_a_step_with_the_scores_of_long_prompts_comes_in_parts() -> None:
     assert dataclasses.replace(parts[-1], scores=scores) == output
     bare = StepOutput([], [1], [2])
     assert list(parts_of(bare)) == [bare]
+
+
+def test_a_step_with_guesses() -> None:
+    output = StepOutput([], [0, 0], [5, 6], [], {}, {0: Drafts(7, 1), 12: Drafts(3, 0)})
+    assert unpack_step(payload(pack_step(output))) == output
 
 
 @pytest.mark.parametrize(

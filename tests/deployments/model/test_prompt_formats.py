@@ -1,5 +1,7 @@
 """Each adapter is asked as it was trained, and each base as its template allows."""
 
+import json
+import logging
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +15,8 @@ from adapters.bases.models import BaseModelError
 from adapters.prompting import Message, encode_prompt
 from adapters.seed_check import AdapterError
 from deployments.messages import GenerateRequest
+from deployments.model.loading import load_model
+from deployments.settings import parse_settings
 from tests.chat_templates import GEMMA_2, MISTRAL_3, UNUSABLE
 from tests.deployments.clinic_in_process import MAX_TOKENS, QUESTION, ClinicInProcess, Expected
 from tests.oracle import Oracle
@@ -151,3 +155,22 @@ async def test_an_adapters_own_format_is_tried_on_the_base(
     file.write_text(file.read_text().replace("    rank: 4", "    rank: 4\n    prompt_format: chat"))
     with pytest.raises(AdapterError, match="derm', version 1: its prompt format 'chat' cannot"):
         ClinicInProcess(base, catalog, tmp_path / "other")
+
+
+def test_the_start_says_that_answers_may_go_on_behind_their_end(
+    tiny_catalogs: Catalogs,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    our_log_propagates: None,
+) -> None:
+    base, catalog = tiny_catalogs["llama"]
+    other = Path(shutil.copytree(base, tmp_path / "base"))
+    (other / "generation_config.json").write_text(json.dumps({"eos_token_id": 7}))
+    for folder, told in ((base, False), (other, True)):
+        settings = parse_settings(
+            {"base_model": str(folder), "adapters": str(catalog), "state_dir": str(tmp_path / "s")}
+        )
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "deployments"):
+            load_model(settings, "cpu")
+        assert ("'<|im_end|>' (id 2) behind an answer" in caplog.text) == told

@@ -5,7 +5,7 @@ from typing import Any, cast
 import pytest
 from ray.util.metrics import Metric
 
-from deployments.engine.request import ErrorInfo, FinishReason, Timings, TokenEvent
+from deployments.engine.request import Drafts, ErrorInfo, FinishReason, Timings, TokenEvent
 from deployments.ingress.metrics import RouteMetrics
 from deployments.messages import Outcome
 from deployments.model.adapter_manager import AdapterManager
@@ -123,6 +123,13 @@ def test_an_answer_without_a_token_is_measured(registry: Series) -> None:
     AnswerMetrics().record(None, "active", event)
     assert {name for name, _ in registry} == {"polyclinic_tokens_total"}
     assert {dict(labels)["adapter"] for _, labels in registry} == {"base"}
+
+
+def test_guessed_tokens_are_counted_by_what_became_of_them(registry: Series) -> None:
+    event = TokenEvent("r", "", 9, 7, Timings(), FinishReason.STOP, drafts=Drafts(12, 5))
+    AnswerMetrics().record("derm", "active", event)
+    found = {dict(labels)["result"] for name, labels in registry if "draft" in name}
+    assert found == {"accepted", "rejected"}
 
 
 def test_tokens_that_were_not_read_are_counted_apart(registry: Series) -> None:

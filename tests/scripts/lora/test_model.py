@@ -29,6 +29,7 @@ def loader(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Loaded(T5PreTrainedModel._keep_in_fp32_modules, options)
 
     monkeypatch.setattr(AutoModelForSeq2SeqLM, "from_pretrained", load)
+    monkeypatch.setattr("scripts.lora.base_model.config_of", lambda path, dtype: None)
 
 
 def load(quantization: Any, dtype: str) -> Loaded:
