@@ -75,6 +75,7 @@ _GEMMA = {
     "query_pre_attn_scalar": 24,
     "layer_types": [_SLIDING, _FULL],
 }
+_UNTIED = {"tie_word_embeddings": False}  # as real ones of these are
 Recipe = tuple[type, type, dict[str, Any]]
 RECIPES: Mapping[str, Recipe] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {"rope_parameters": YARN}),
@@ -89,7 +90,7 @@ RECIPES: Mapping[str, Recipe] = {
         {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
     ),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 24}),
-    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None, **_UNTIED}),
     "mistral_window": (MistralConfig, MistralForCausalLM, {"sliding_window": WINDOW}),
     "ministral3": (
         Ministral3Config,
@@ -121,7 +122,7 @@ RECIPES: Mapping[str, Recipe] = {
             },
         },
     ),
-    "phi3": (Phi3Config, Phi3ForCausalLM, {"sliding_window": WINDOW}),
+    "phi3": (Phi3Config, Phi3ForCausalLM, {"sliding_window": WINDOW, **_UNTIED}),
     "phi4_mini": (
         Phi3Config,
         Phi3ForCausalLM,
@@ -138,7 +139,7 @@ RECIPES: Mapping[str, Recipe] = {
             "logits_scaling": 2.0,
         },
     ),
-    "olmo2": (Olmo2Config, Olmo2ForCausalLM, {}),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM, _UNTIED),
     "t5": (T5Config, T5ForConditionalGeneration, {"feed_forward_proj": "gated-gelu"}),
     "mt5": (MT5Config, MT5ForConditionalGeneration, {}),
     "umt5": (UMT5Config, UMT5ForConditionalGeneration, {}),

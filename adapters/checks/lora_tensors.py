@@ -16,9 +16,10 @@ _PAIRS = (
 )
 # Zeros before training, so zeros here mean no effect.
 _EFFECT = (".lora_B.", ".lora_embedding_A")
-# PEFT saves the base's weight beside the pair of an embedding or an output layer. The decoders
-# compare it with their own (deployments/engine/lora/base_copies.py).
-_BASE_COPY = ".base_layer.weight"
+# PEFT saves the base's embedding and output layer beside their pairs, or if they were resized. The
+# decoders compare them with their own (deployments/engine/lora/base_copies.py).
+_ENDS = ("base_layer", "embed_tokens", "shared", "lm_head", "lm_head.out_proj")
+_BASE_COPIES = tuple(f".{module}.weight" for module in _ENDS)
 # Of a layer of text within a model that reads images too, as transformers names it and named it.
 _WHOLE = re.compile(r"base_model\.model\.(model\.)?language_model\.")
 
@@ -48,7 +49,7 @@ def check_tensors(
                 shapes[tensor.name] = tensor.shape
                 is_effect = any(part in tensor.name for part in _EFFECT)
                 has_effect = has_effect or (is_effect and not tensor.is_zero)
-                is_known = ".lora_" in tensor.name or tensor.name.endswith(_BASE_COPY)
+                is_known = ".lora_" in tensor.name or tensor.name.endswith(_BASE_COPIES)
                 if only_lora and not is_known:
                     problems.append(f"{tensor.name} is not a LoRA weight (lora_A or lora_B)")
                 if not tensor.is_finite:

@@ -5,9 +5,14 @@ into the base model itself, where every other adapter would then use them.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
+
+from deployments.engine.lora.base_copies import base_name
+from deployments.engine.lora.peft_features import WEIGHTS_FILE
 
 
 class AdapterBiases:
@@ -32,6 +37,22 @@ class AdapterBiases:
             }
         finally:
             self._copy(self._base)
+
+    @torch.no_grad()
+    def take(self, directory: Path, left_out: Iterable[str]) -> set[str]:
+        """Take biases that PEFT has found no place for, inside `loading`: it looks for them where
+        the adapter had them when it was saved, and other adapters have wrapped those layers since.
+
+        Returns the names in the file of those that are the base model's.
+        """
+        taken = set()
+        with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
+            for name in {*left_out} & {*file.keys()}:
+                own = self._parameters.get(base_name(name))
+                if own is not None and list(own.shape) == file.get_slice(name).get_shape():
+                    own.copy_(file.get_tensor(name))
+                    taken.add(name)
+        return taken
 
     def select(self, adapter: str | None) -> None:
         """Give the model the biases of an adapter; None is the base model."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from transformers import (
     GenerationConfig,
@@ -25,11 +25,19 @@ from deployments.engine.adapter_biases import AdapterBiases
 from deployments.engine.decoder import DecoderInfo, RowSink
 from deployments.engine.detokenizer import hidden_ids, text_decoder, token_bytes
 from deployments.engine.errors import AdapterHasNoEffect, AdapterNotSupported
-from deployments.engine.lora.base_copies import check_copies, ends_of, kept_ends, kept_weights
+from deployments.engine.lora.base_copies import (
+    check_copies,
+    check_vocabulary,
+    ends_of,
+    kept_ends,
+    kept_weights,
+    vocabulary_of,
+)
 from deployments.engine.lora.peft_features import check_is_servable, check_scales
 from deployments.engine.lora.peft_repairs import (
     beside_others,
     check_all_loaded,
+    check_runs_beside,
     check_wrapped_once,
     named_failure,
     tied_modules,
@@ -68,6 +76,7 @@ class PeftDecoder:
         self._resident: frozenset[str] = frozenset()
         self._biases = AdapterBiases(base.model)
         self._tied, self._ends = tied_modules(base.model), ends_of(base.model)
+        self._vocabulary = vocabulary_of(base.model)
         named = base.model.named_parameters(remove_duplicate=False)
         self._weights = {path: p.data for path, p in named if not path.endswith("bias")}
         self._num_loaded = 0
@@ -115,6 +124,7 @@ class PeftDecoder:
             ValueError, RuntimeError, OSError: PEFT cannot read it, or its shapes do not fit.
         """
         check_is_servable(directory)
+        check_vocabulary(directory, self._vocabulary)
         check_copies(directory, self._ends)
         inner = f"a{self._num_loaded}"  # PEFT allows no dot in a name, and ours hold versions
         self._num_loaded += 1
@@ -171,14 +181,19 @@ class PeftDecoder:
                     )
                 # Of the first adapter too, again: only this says what did not fit.
                 loaded = self._peft.load_adapter(str(directory), adapter_name=inner)
-                check_all_loaded(directory, inner, loaded, self._weights)
-                check_wrapped_once(directory, self._base)
+                taken = self._biases.take(directory, loaded.unexpected_keys)
+                check_all_loaded(directory, inner, loaded, self._weights, taken)
+                check_wrapped_once(directory, inner, self._base)
+                check_runs_beside(directory, [*self._peft.peft_config.values()])
         except Exception as error:
             if self._peft is None:
                 unwrap(self._base)
-            elif inner in self._peft.peft_config:
+            else:
+                # PEFT forgets the name of an adapter that it cannot inject, and leaves its layers.
+                self._peft.peft_config.setdefault(inner, LoraConfig())
                 self._delete(inner)
-            if named := named_failure(directory, error, beside_others=self._peft is not None):
+            others = self._peft is not None
+            if named := named_failure(directory, error, inner, beside_others=others):
                 raise named from error
             raise
         # PEFT takes one adapter with biases at a time; ours are swapped.

@@ -246,7 +246,7 @@ def _only_one_pair(state: State) -> None:
 
 
 def _stranger(state: State) -> None:
-    state["base_model.model.lm_head.weight"] = torch.ones(2, 2)
+    state["base_model.model.model.norm.weight"] = torch.ones(2)
 
 
 def _silent(state: State) -> None:
@@ -279,6 +279,14 @@ def test_tensors_that_cannot_serve(
     rewrite_weights(folder, change)
     problems = check_adapter(folder, base)
     assert part in "\n".join(problems)
+
+
+def test_whole_ends_are_left_to_the_decoders(folder: Path, base: str) -> None:
+    """They compare them with the base's, and say so if the vocabulary was resized."""
+    names = ("model.embed_tokens", "lm_head", "shared", "lm_head.out_proj")
+    ends = {f"base_model.model.{name}.weight": torch.ones(2, 2) for name in names}
+    rewrite_weights(folder, lambda state: state.update(ends))
+    assert check_adapter(folder, base) == []
 
 
 def test_file_that_is_no_safetensors(folder: Path, base: str) -> None:

@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from deployments.engine.errors import AdapterNotSupported
-from deployments.engine.lora.base_copies import changed_copies, ends_of, is_copy
+from deployments.engine.lora import base_copies
 from deployments.engine.lora.peft_features import (
     TRAINING_ONLY,
     WEIGHTS_FILE,
@@ -48,6 +48,7 @@ _NAME = "adapter"  # PEFT's name for it inside the skeleton
 _PREFIX = "base_model.model."
 _MAGNITUDE = "lora_magnitude_vector"
 _KEPT_CONFIGS = 32
+_FILE_HINT = "its file does not fit its adapter_config.json, or this base: save it again with PEFT"
 _LINEAR, _EMBEDDING = (
     ("lora_A.weight", "lora_B.weight"),
     ("lora_embedding_A", "lora_embedding_B"),
@@ -106,8 +107,8 @@ class PeftReader:
 
     Args:
         skeleton: the base model on the meta device; not changed.
-        ends: weights of its embedding and output layer by module path, if they can be adapted.
-        may_rescale: whether adapters may rescale the base model's products (DoRA).
+        ends: weights of its embedding and output layer by module path, if files may repeat them.
+        may_adapt_ends, may_rescale: whether adapters may do so; to rescale is DoRA.
     """
 
     def __init__(
@@ -115,24 +116,25 @@ class PeftReader:
         skeleton: torch.nn.Module,
         ends: Mapping[str, torch.Tensor] | None = None,
         *,
+        may_adapt_ends: bool = False,
         may_rescale: bool = False,
     ) -> None:
-        self._skeleton = skeleton
-        self._may_rescale = may_rescale
-        self._ends = ends or {}
+        self._skeleton, self._ends = skeleton, ends or {}
+        self._vocabulary = base_copies.vocabulary_of(skeleton)
+        self._may_adapt_ends, self._may_rescale = may_adapt_ends, may_rescale
         self._lock = threading.Lock()
         self._layers: dict[str, dict[str, _InjectedLayer]] = {}
 
     def unsupported(self, directory: Path) -> list[str]:
         """Return the features and layers that the fast decoder cannot express; empty if none.
 
-        Raises:
-            OSError, ValueError: the configuration is missing, or PEFT cannot read it.
+        Raises what `read` raises of an adapter that the reference decoder cannot serve either.
         """
         problems = self._unsupported_features(directory)
         return problems or _obstacles(self._layers_of(LoraConfig.from_pretrained(str(directory))))
 
     def _unsupported_features(self, directory: Path) -> list[str]:
+        base_copies.check_vocabulary(directory, self._vocabulary)
         problems = unsupported_features(directory)
         if not read_config(directory).get("use_dora"):
             return problems
@@ -175,7 +177,7 @@ class PeftReader:
         if problems:
             raise AdapterNotSupported(directory, problems)
         tensors = load_file(directory / WEIGHTS_FILE)
-        problems = changed_copies(tensors, self._ends)
+        tensors = base_copies.without_copies(directory, tensors, self._ends)
         pairs: dict[str, LoraPair] = {}
         for path, layer in layers.items():
             a, b = (tensors.pop(f"{_PREFIX}{path}.{name}", None) for name in layer.names)
@@ -193,14 +195,12 @@ class PeftReader:
                     problems.append(f"{path} has no {_MAGNITUDE} of ({layer.out_features},)")
                 elif path in pairs:
                     pairs[path] = replace(pairs[path], magnitude=magnitude.float())
-        images = f"{_PREFIX}{IMAGES}"
-        left = [name for name in tensors if not is_copy(name) and not name.startswith(images)]
-        config = read_config(directory)
+        config, images = read_config(directory), f"{_PREFIX}{IMAGES}"
         used = tuple(part for field, part in TRAINING_ONLY.items() if config.get(field) is not None)
-        left = [name for name in left if not any(part in name for part in used)]
+        left = [n for n in tensors if not n.startswith(images) and not any(p in n for p in used)]
         problems += [f"{name} belongs to no adapted layer" for name in left]
         if problems:
-            raise AdapterNotSupported(directory, problems)
+            raise AdapterNotSupported(directory, problems, _FILE_HINT)
         return AdapterWeights(pairs)
 
     def _layers_of(self, config: LoraConfig) -> dict[str, _InjectedLayer]:
@@ -238,9 +238,9 @@ class PeftReader:
         }
 
     def _obstacle(self, name: str, module: Any, head: str | None) -> str | None:
-        if name == head and name not in self._ends:
+        if name == head and not self._may_adapt_ends:
             return "the output layer"
-        return _unknown_kind(module, may_embed=name in self._ends)
+        return _unknown_kind(module, may_embed=self._may_adapt_ends and name in self._ends)
 
 
 def _num_blocks(layer: Any) -> tuple[int, int]:
@@ -297,11 +297,13 @@ def make_reader(base: Pretrained, *, in_bytes: bool = False) -> PeftReader:
     Args:
         in_bytes: for the compiled step: neither embedding nor output layer, and no DoRA.
     """
-    adapts_ends = base.family == "causal" and not in_bytes
     with torch.device("meta"):
         skeleton = type(base.model)(base.model.config)
     return PeftReader(
-        skeleton, ends_of(base.model) if adapts_ends else None, may_rescale=not in_bytes
+        skeleton,
+        None if in_bytes else base_copies.ends_of(base.model),
+        may_adapt_ends=base.family == "causal" and not in_bytes,
+        may_rescale=not in_bytes,
     )
 
 

@@ -1,7 +1,8 @@
 """Let PEFT load each adapter as if it were the first one, where it (0.21) would not."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from deployments.engine.lora.base_copies import repeats_base
 from deployments.engine.lora.peft_features import read_config
 
 _ONE_KIND = "serve them in two applications, or train both in the same way"
+_ONE_WAY = "train each module in one way"
 _WRAPPING_FIELDS = ("trainable_token_indices", "modules_to_save", "target_modules")
 # In PEFT's errors about a module that it has wrapped already.
 _SIGNS_OF_WRAPPERS = (
@@ -27,6 +29,9 @@ _SIGNS_OF_WRAPPERS = (
     ".token_adapter.",
     "cannot be applied to modules of type <class 'peft.",
     "as parameter 'weight' (torch.nn.Parameter or None expected)",
+)
+_OTHER_SHAPE = re.compile(
+    r"size mismatch for (\S+): .*? torch\.Size\(\[(.*?)\]\) .*? torch\.Size\(\[(.*?)\]\)"
 )
 _MOST_NAMED = 2  # tensors in one message
 
@@ -65,7 +70,11 @@ def beside_others(tied: Sequence[str]) -> Iterator[None]:
 
 
 def check_all_loaded(
-    directory: Path, inner: str, loaded: Any, base: Mapping[str, torch.Tensor]
+    directory: Path,
+    inner: str,
+    loaded: Any,
+    base: Mapping[str, torch.Tensor],
+    taken: Collection[str] = (),
 ) -> None:
     """Refuse an adapter of whose file PEFT left something out, or that lacks some of its weights.
 
@@ -76,26 +85,35 @@ def check_all_loaded(
         inner: PEFT's name for it.
         loaded: what PEFT's `load_adapter` returned.
         base: the base's weights by their names, which a file may repeat.
+        taken: names of tensors that were loaded otherwise.
 
     Raises:
         AdapterNotSupported: naming the tensors.
     """
     own = (f".{inner}.", f".{inner}")
     missing = [name for name in loaded.missing_keys if own[0] in name or name.endswith(own[1])]
-    dropped = [n for n in loaded.unexpected_keys if not repeats_base(directory, n, base)]
+    left = [name for name in loaded.unexpected_keys if name not in taken]
+    dropped = [name for name in left if not repeats_base(directory, name, base)]
     problems = [f"{name} is not in its file" for name in missing]
     problems += [f"{name} belongs to no layer that it adapts" for name in dropped]
     if problems:
-        shown = [problem.replace(f".{inner}", "") for problem in problems[:_MOST_NAMED]]
-        more = len(problems) - len(shown)
-        shown += [f"and {more} more"] if more else []
         hint = "correct adapter_config.json, or save the adapter again with PEFT"
-        raise AdapterNotSupported(directory, shown, hint)
+        raise AdapterNotSupported(directory, _first(problems, inner), hint)
 
 
-def check_wrapped_once(directory: Path, model: torch.nn.Module) -> None:
-    """Refuse an adapter whose trained tokens PEFT has put around another adapter's whole module: it
-    would answer with that one's weights.
+def _first(problems: Sequence[str], inner: str) -> list[str]:
+    """Return the first problems of an adapter that PEFT knows as `inner`, and how many follow."""
+    shown = [problem.replace(f".{inner}", "") for problem in problems[:_MOST_NAMED]]
+    more = len(problems) - len(shown)
+    return [*shown, f"and {more} more"] if more else shown
+
+
+def check_wrapped_once(directory: Path, inner: str, model: torch.nn.Module) -> None:
+    """Refuse an adapter whose trained tokens PEFT has put around a module that is trained whole: it
+    would answer with another adapter's weights, or without its own.
+
+    Args:
+        inner: PEFT's name for it.
 
     Raises:
         AdapterNotSupported: naming the module.
@@ -104,16 +122,40 @@ def check_wrapped_once(directory: Path, model: torch.nn.Module) -> None:
         if isinstance(module, TrainableTokensWrapper):
             inside = module.token_adapter.base_layer
             if isinstance(inside, AuxiliaryTrainingWrapper):
-                problem = f"it trains tokens of {path}, which another adapter trains whole"
-                raise AdapterNotSupported(directory, [problem], _ONE_KIND)
+                whole, hint = "which another adapter trains whole", _ONE_KIND
+                if inner in inside._adapters:
+                    whole, hint = "and the whole of it, or of what is tied to it", _ONE_WAY
+                raise AdapterNotSupported(directory, [f"it trains tokens of {path}, {whole}"], hint)
+
+
+def check_runs_beside(directory: Path, configs: Sequence[Any]) -> None:
+    """Refuse an adapter with which, or beside which, PEFT's layers would raise in every step.
+
+    PEFT tells each layer which tokens have invoked an adapter, and those of target_parameters do
+    not take it.
+
+    Args:
+        configs: PEFT's of this adapter and of those that are resident.
+
+    Raises:
+        AdapterNotSupported: naming the field.
+    """
+    fields = ("alora_invocation_tokens", "target_parameters")
+    if all(any(getattr(config, field, None) for config in configs) for field in fields):
+        own = [field for field in fields if read_config(directory).get(field)]
+        others = [field for field in fields if field not in own]
+        beside = f"{others[0]} of another adapter" if others else "each other"
+        problem = f"{' and '.join(own)} beside {beside}: PEFT runs one of the two in a model"
+        raise AdapterNotSupported(directory, [problem], _ONE_KIND)
 
 
 def named_failure(
-    directory: Path, error: Exception, *, beside_others: bool
+    directory: Path, error: Exception, inner: str, *, beside_others: bool
 ) -> AdapterNotSupported | None:
     """Return what PEFT's error means for an adapter. Returns None if it says so itself.
 
     Args:
+        inner: PEFT's name for it.
         beside_others: whether other adapters are resident.
     """
     config, text = read_config(directory), " ".join(str(error).split())
@@ -121,17 +163,28 @@ def named_failure(
         problem = "use_qalora is set, which PEFT can serve on bases of GPTQ alone"
         return AdapterNotSupported(directory, [problem], "train it without")
     parameters = config.get("target_parameters")
-    if beside_others and parameters and isinstance(error, ValueError):
+    is_left_out = any(f"{str(name).rpartition('.')[0]}.lora_" in text for name in parameters or ())
+    if beside_others and parameters and (isinstance(error, ValueError) or is_left_out):
         problem = f"target_parameters is {parameters}, in a layer that another adapter has"
         return AdapterNotSupported(
             directory,
-            [f"{problem} in target_modules: PEFT wraps it once"],
+            [f"{problem} in target_modules or modules_to_save: PEFT wraps it once"],
             "serve them in two applications, or train both with target_modules",
         )
-    if beside_others and any(sign in text for sign in _SIGNS_OF_WRAPPERS):
-        fields = [f"{key} is {config[key]}" for key in _WRAPPING_FIELDS if config.get(key)]
-        problem = f"{', '.join(fields)}, in a module that another adapter has otherwise"
+    if found := _OTHER_SHAPE.findall(text):
+        problems = [f"{name} is ({shape}); the base needs ({own})" for name, shape, own in found]
+        return AdapterNotSupported(directory, _first(problems, inner), "train it on this base")
+    if beside_others and "unsupported variant combination" in text:
+        asked = ", ".join(re.findall(r"'(\w+)'", text))
+        problem = f"{asked} is set, in a layer that another adapter has in target_parameters"
         return AdapterNotSupported(directory, [f"{problem}: PEFT wraps it once"], _ONE_KIND)
+    if any(sign in text for sign in _SIGNS_OF_WRAPPERS):
+        fields = [f"{key} is {config[key]}" for key in _WRAPPING_FIELDS if config.get(key)]
+        how, hint = "twice, itself or by a tie", _ONE_WAY
+        if beside_others:
+            how, hint = "that another adapter has otherwise", _ONE_KIND
+        problem = f"{', '.join(fields)}, in a module {how}: PEFT wraps it once"
+        return AdapterNotSupported(directory, [problem], hint)
     if isinstance(error, KeyError):  # of whole weights
         return AdapterNotSupported(
             directory, [f"{text} is not in its file"], "save it again with PEFT"

@@ -1,5 +1,6 @@
 """Adapters with more than A and B in the reference decoder: beside others, replaced, evicted."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.errors import AdapterNotSupported
+from deployments.engine.lora.peft_features import WEIGHTS_FILE
 from deployments.engine.model_loader import load_pretrained
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.peft_decoder import PeftDecoder
@@ -19,11 +21,11 @@ from tests.deployments.engine.lora.test_peft_features import (
     one_answer,
     plain,
 )
-from tests.deployments.engine.test_model_runner import PROMPT, changed_config, load
+from tests.deployments.engine.test_model_runner import PROMPT, changed_config, load, one_thread
 from tests.oracle import Oracle
-from tests.tiny_models import make_adapter
+from tests.tiny_models import make_adapter, make_tiny_qwen2
 
-__all__ = ["base_dir", "plain"]  # fixtures
+__all__ = ["base_dir", "one_thread", "plain"]  # fixtures
 
 LIMITS = FastLimits(max_rows=2, num_positions=64, max_adapters=3)
 Catalogs = dict[str, tuple[Path, Path]]
@@ -40,7 +42,8 @@ KINDS: Mapping[str, dict[str, Any]] = {
 
 def trained(base: Path, folder: Path, seed: int, **options: Any) -> Path:
     """An adapter whose whole weights are trained too; tied ones stay equal."""
-    make_adapter(base, folder, base_name="b", seed=seed, std=0.5, **options)
+    own = copy.deepcopy(options)  # PEFT changes the lists in them
+    make_adapter(base, folder, base_name="b", seed=seed, std=0.5, **own)
     file = folder / "adapter_model.safetensors"
     tensors = load_file(file)
     for name, tensor in tensors.items():
@@ -130,6 +133,105 @@ def test_an_encoder_decoders_ends_come_and_go(
     assert before not in found
 
 
+@pytest.mark.parametrize(
+    ("one", "refused", "after"),
+    [
+        (
+            {"targets": ["up_proj"]},
+            {"targets": ["q_proj"], "modules_to_save": ["up_proj"]},
+            {"targets": ["gate_proj"], "modules_to_save": ["q_proj"]},
+        ),
+        (
+            {"targets": ["lm_head"]},
+            {"modules_to_save": ENDS},
+            {"targets": ["embed_tokens", "q_proj"]},
+        ),
+    ],
+    ids=["a pair", "a whole layer"],
+)
+def test_a_refused_adapter_leaves_nothing_behind(
+    base_dir: Path,
+    tmp_path: Path,
+    one: dict[str, Any],
+    refused: dict[str, Any],
+    after: dict[str, Any],
+) -> None:
+    """PEFT forgets the name of what it could not inject, and leaves its layers in the base."""
+    decoder: Any = build_decoder(load(base_dir), "reference", LIMITS, {})
+    base = one_answer(decoder, None)
+    decoder.load_adapter("one", trained(base_dir, tmp_path / "one", 5, **one))
+    found = one_answer(decoder, "one")
+    with pytest.raises(AdapterNotSupported, match="PEFT wraps it once: serve them in two"):
+        decoder.load_adapter("refused", trained(base_dir, tmp_path / "refused", 6, **refused))
+    folder = trained(base_dir, tmp_path / "after", 7, **after)
+    decoder.load_adapter("after", folder)
+    expected = Oracle(base_dir, {"x": folder}).generate(PROMPT, "x", 8)
+    answers = [one_answer(decoder, side) for side in ("after", "one", None)]
+    assert answers == [expected, found, base]
+    assert len({*map(tuple, answers)}) == 3
+
+
+@pytest.mark.parametrize(
+    "options", [{"targets": ["k_proj"]}, {"targets": ["up_proj"], "modules_to_save": ["k_proj"]}]
+)
+def test_trained_biases_of_layers_that_another_adapter_wraps(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """PEFT looks for them where they were when the adapter was saved."""
+    base_dir = make_tiny_qwen2(tmp_path / "base")
+    folders = {
+        "other": trained(base_dir, tmp_path / "other", 5, **options),
+        "biased": trained(base_dir, tmp_path / "biased", 6, bias="all"),
+    }
+    assert any(n.endswith("k_proj.bias") for n in load_file(folders["biased"] / WEIGHTS_FILE))
+    expected = {
+        name: Oracle(base_dir, {"x": f}).generate(PROMPT, "x", 8) for name, f in folders.items()
+    }
+    decoder: Any = build_decoder(load(base_dir), "reference", LIMITS, {})
+    before = one_answer(decoder, None)
+    for name, folder in folders.items():
+        decoder.load_adapter(name, folder)
+    for name in ("biased", "other", "biased"):
+        assert one_answer(decoder, name) == expected[name], name
+        assert one_answer(decoder, None) == before
+    odd = load_file(folders["biased"] / WEIGHTS_FILE)
+    save_file(
+        {n: t[:4].clone() if n.endswith("bias") else t for n, t in odd.items()},
+        folders["biased"] / WEIGHTS_FILE,
+    )
+    with pytest.raises(AdapterNotSupported, match="bias"):
+        decoder.load_adapter("biased", folders["biased"])
+    assert one_answer(decoder, None) == before
+
+
+@pytest.mark.filterwarnings("ignore:target_parameters=")
+def test_target_parameters_beside_what_peft_runs_otherwise(base_dir: Path, tmp_path: Path) -> None:
+    """PEFT would raise of the first in words of its own, and of the other two in every answer."""
+    kinds: Mapping[str, dict[str, Any]] = {
+        "parameters": {"targets": ["o_proj"], "target_parameters": ["up_proj.weight"]},
+        "dora": {"targets": ["up_proj"], "use_dora": True},
+        "whole": {"modules_to_save": ["up_proj"]},
+        "invoked": {"alora_invocation_tokens": [9, 17]},
+    }
+    folders = {
+        kind: trained(base_dir, tmp_path / kind, seed, **options)
+        for seed, (kind, options) in enumerate(kinds.items())
+    }
+    decoder: Any = build_decoder(load(base_dir), "reference", LIMITS, {})
+    for first, second, named in (
+        ("parameters", "dora", "use_dora is set, in a layer that another adapter has in target_p"),
+        ("parameters", "invoked", "alora_invocation_tokens beside target_parameters of another"),
+        ("invoked", "parameters", "target_parameters beside alora_invocation_tokens of another"),
+        ("whole", "parameters", "target_parameters is .*in a layer that another adapter has"),
+    ):
+        decoder.load_adapter("first", folders[first])
+        found = one_answer(decoder, "first")
+        with pytest.raises(AdapterNotSupported, match=f"{named}.*serve them in two applications"):
+            decoder.load_adapter("second", folders[second])
+        assert one_answer(decoder, "first") == found
+        decoder.evict("first")
+
+
 NEITHER: Sequence[tuple[dict[str, Any], str]] = (
     ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'.*path_initial_model_for_"),
     ({"kasa_config": {"beta": 1e-4, "gamma": 1e-3}}, "kasa_config is set.*train it without"),
@@ -180,6 +282,26 @@ def test_what_peft_cannot_load_here_is_refused_by_name(
     with pytest.raises(AdapterNotSupported, match=named):
         decoder.load_adapter("odd", odd)
     assert decoder.info.adapters == {"plain"}
+
+
+def test_a_tensor_of_another_shape(base_dir: Path, plain: Path, tmp_path: Path) -> None:
+    odd = changed_config(plain, tmp_path / "odd")
+    file = odd / "adapter_model.safetensors"
+    save_file({n: t[:, :9].clone() if "_A" in n else t for n, t in load_file(file).items()}, file)
+    decoder = build_decoder(load(base_dir), "reference", LIMITS, {})
+    named = r"q_proj.lora_A.weight is \(4, 9\); the base needs \(4, 64\).*and 2 more: train it on"
+    with pytest.raises(AdapterNotSupported, match=named):
+        decoder.load_adapter("odd", odd)
+
+
+@pytest.mark.parametrize("whole", ENDS)
+def test_tokens_of_what_is_trained_whole(base_dir: Path, tmp_path: Path, whole: str) -> None:
+    """In one adapter, on tied ends."""
+    options: dict[str, Any] = {"trainable_token_indices": [9, 33], "modules_to_save": [whole]}
+    odd = trained(base_dir, tmp_path / "odd", 5, **options)
+    decoder = build_decoder(load(base_dir), "reference", LIMITS, {})
+    with pytest.raises(AdapterNotSupported, match="and the whole of it, or of what is tied to it"):
+        decoder.load_adapter("odd", odd)
 
 
 DOES_NOT_FIT: Sequence[tuple[dict[str, Any], str]] = (

@@ -3,6 +3,7 @@
 The oracle is a model of its own for each adapter: PEFT's `set_adapter` + `generate`, float32.
 """
 
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from adapters.validation import check_adapter
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.model_runner import ModelRunner
+from deployments.engine.models.invariance import BatchInvariant
 from deployments.engine.peft_decoder import PeftDecoder
 from deployments.engine.request import Request, SamplingParams
 from tests.deployments.engine.rows_by_hand import run_rows
@@ -30,6 +32,20 @@ __all__ = ["one_thread"]  # a fixture
 
 MAX_TOKENS = 10
 INVOKED = [9, 17]
+# Kinds of which every pair is batched: ranks 1 to 64, rescaled or not, in other layers.
+PAIRED = (
+    "every layer",
+    "rank 1",
+    "rank 64",
+    "stabilised",
+    "one layer",
+    "dora",
+    "dora by patterns",
+    "blocks of A",
+    "embedding, dora",
+    "output layer",
+    "ends",
+)
 Kinds = Mapping[str, dict[str, Any]]
 Expected = list[tuple[list[int], list[float]]]
 # Modules of a layer: of attention, of the MLP, and those that give their outputs.
@@ -137,8 +153,25 @@ def whole_kinds(name: str) -> Kinds:
         "tokens by module": {"trainable_token_indices": {embedding: [5, 9, 17, 30]}},
     }
     if family_of(name) == "causal":
+        some = [17, *range(40, 100)]
         kinds |= {
             "the output layer": {"modules_to_save": ["lm_head"]},
+            "both ends": {"modules_to_save": [embedding, "lm_head"]},
+            "the embedding, a pair of the output layer": {
+                "modules_to_save": [embedding],
+                "targets": ["lm_head", attention[0]],
+                "std": 0.2,
+            },
+            "the output layer, a pair of the embedding": {
+                "modules_to_save": ["lm_head"],
+                "targets": [embedding, attention[0]],
+                "std": 0.2,
+            },
+            "tokens of the output layer": {"trainable_token_indices": {"lm_head": some}},
+            "tokens of both ends": {
+                "trainable_token_indices": {embedding: [5, 9], "lm_head": some},
+                "use_dora": True,
+            },
             "both ends, tied": {
                 "modules_to_save": [embedding, "lm_head"],
                 "ensure_weight_tying": True,
@@ -235,14 +268,52 @@ def test_kinds_of_linear_layers(name: str, tmp_path: Path) -> None:
     assert isinstance(decoder, ModelRunner), decoder.info.reason
     for kind, folder in folders.items():
         decoder.load_adapter(kind, folder)
-    sides = [None, *folders]
+    assert wrong_together(decoder, [None, *folders], prompts, expected) == {}
+
+
+def wrong_together(
+    decoder: ModelRunner,
+    sides: Sequence[str | None],
+    prompts: Sequence[list[int]],
+    expected: Mapping[str | None, Expected],
+    prefill_tokens: int = 200,
+) -> dict[str | None, list[str]]:
+    """What differs from `expected`, by side, where all are asked at once."""
     asked = [request for side in sides for request in requests_of(prompts, side)]
-    answers = run_rows(decoder, asked, prefill_tokens=200).answers
+    answers = run_rows(decoder, asked, prefill_tokens=prefill_tokens).answers
     per_side = zip(*[iter(answers)] * len(prompts), strict=True)
     wrong = {
         side: differing(found, expected[side]) for side, found in zip(sides, per_side, strict=True)
     }
-    assert {side: problems for side, problems in wrong.items() if problems} == {}
+    return {side: problems for side, problems in wrong.items() if problems}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rows", ["auto", False])
+@pytest.mark.parametrize("name", ["mistral", "gemma3", "phi3", "nllb"])
+def test_pairs_in_one_batch(name: str, rows: BatchInvariant, tmp_path: Path) -> None:
+    """Each pair alone in a batch with the base, in slots that other kinds had before."""
+    base = make_tiny(name, tmp_path / "base")
+    kinds = {**layer_kinds(name), **(end_kinds(name) if family_of(name) == "causal" else {})}
+    folders, prompts, expected, _ = prepared(
+        base, name, tmp_path, {kind: kinds[kind] for kind in PAIRED if kind in kinds}
+    )
+    limits = FastLimits(6, 96, max_adapters=2)
+    decoder = build_decoder(loaded_from(base), "fast", limits, folders, batch_invariant=rows)
+    assert isinstance(decoder, ModelRunner)
+    assert decoder.info.batch_invariant is (rows == "auto")
+    rng, pairs = random.Random(5), list(itertools.combinations(folders, 2))
+    rng.shuffle(pairs)
+    wrong = {}
+    for pair in pairs:
+        for kind in decoder.info.adapters - {*pair}:
+            decoder.evict(kind)
+        for kind in {*pair} - decoder.info.adapters:
+            decoder.load_adapter(kind, folders[kind])
+        sides = [*pair, None]
+        rng.shuffle(sides)
+        wrong[pair] = wrong_together(decoder, sides, prompts, expected, rng.choice([9, 200]))
+    assert {at: problems for at, problems in wrong.items() if problems} == {}
 
 
 @pytest.mark.long
