@@ -202,7 +202,9 @@ def _timed_steps(decoder: Any) -> dict[str, float]:
     """Return seconds of a step of one row, which is waited for, by its number of tokens."""
     from deployments.engine.request import PrefillChunk, Request, SamplingParams, SchedulerOutput
 
-    ids = tuple(random.Random(1).choices(range(3, 1000), k=_PROMPT_TOKENS))
+    room = min(decoder.capacities[0], decoder.info.num_positions) - decoder.draft_tokens - 8
+    size = min(_PROMPT_TOKENS, room)
+    ids = tuple(random.Random(1).choices(range(3, decoder.vocab_size), k=size))
     request = Request("steps", ids, None, SamplingParams(8, min_tokens=8))
     found: dict[str, float] = {}
     nothing: dict[str, Any] = {"expired": (), "released": (), "admitted": ()}
