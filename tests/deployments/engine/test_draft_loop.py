@@ -123,7 +123,7 @@ async def test_what_was_guessed_is_counted_in_the_last_event() -> None:
     last = events.pop().drafts
     assert last.num_accepted == decoder.num_right > 0
     assert last.num_guessed == decoder.num_guessed > last.num_accepted
-    assert {event.drafts for event in events} == {NO_DRAFTS}
+    assert {event.drafts for event in events} <= {NO_DRAFTS}
 
 
 def test_text_without_repetition_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
