@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from deployments.engine.cpu import intrinsics, products
 from deployments.engine.cpu.self_test import _one_layer
 from deployments.engine.decoder_factory import (
     FastLimits,
@@ -33,6 +34,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Pretrained:
 
 @pytest.fixture
 def processor(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let the decoder's choice see another processor; kernels are compiled for this one."""
+    assert intrinsics.byte_instructions() == products._KIND, "they would be for another one"
+
     def has(instructions: str | None) -> None:
         name = "deployments.engine.cpu.intrinsics.byte_instructions"
         monkeypatch.setattr(name, lambda: instructions)
