@@ -71,7 +71,7 @@ def save(base_model: str, out: Path) -> dict[str, Any]:
 def _whole(path: Path) -> Any:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    from deployments.engine.loaded_weights import load_weights
+    from deployments.engine.models.loaded_weights import load_weights
 
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     return load_weights(AutoModelForImageTextToText, path, config, dtype="auto").eval()

@@ -24,8 +24,9 @@ StoredKind = Literal["int8", "nf4"]
 _WEIGHTS = "model.safetensors"
 _INDEX = f"{_WEIGHTS}.index.json"
 # Any of them is enough for transformers to make a tokenizer, which ByT5's needs none of.
-_PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-_TOKENIZERS = ("tokenizer.json", *_PIECES, "vocab.json", "vocab.txt")
+_TOKENIZERS = (
+    "tokenizer.json tokenizer.model spiece.model sentencepiece.bpe.model vocab.json vocab.txt"
+).split()
 _WITHOUT_FILES = "ByT5Tokenizer"
 _PLAIN = frozenset(("F64", "F32", "F16", "BF16"))  # as safetensors files call them
 # Models that need no look at transformers' own list, whose import takes seconds.

@@ -21,12 +21,18 @@ _EFFECT = (".lora_B.", ".lora_embedding_A")
 _ENDS = ("base_layer", "embed_tokens", "shared", "lm_head", "lm_head.out_proj")
 _BASE_COPIES = tuple(f".{module}.weight" for module in _ENDS)
 # Of a layer of text within a model that reads images too, as transformers names it and named it.
-_WHOLE = re.compile(r"base_model\.model\.(model\.)?language_model\.")
+_WHOLE = re.compile(r"^(base_model\.model\.)?(model\.)?language_model\.")
 
 
 def is_of_whole_model(name: str) -> bool:
     """Return whether a tensor adapts text within a model that reads images, which is not served."""
-    return _WHOLE.match(name) is not None
+    found = _WHOLE.match(name)
+    return found is not None and found[1] is not None
+
+
+def name_in_text_part(name: str) -> str:
+    """Return what a tensor or layer of the whole model is called in its text part by itself."""
+    return _WHOLE.sub(r"\1\2", name)
 
 
 def check_tensors(

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from deployments.engine.loaded_weights import config_of, load_weights
+from deployments.engine.models.loaded_weights import config_of, load_weights
 from deployments.engine.quantised.loader import LoaderConfig, stored_kind, wo_quantised
 from deployments.engine.quantised.weight import Kind
 from deployments.engine.request import ForcedTokens

@@ -30,6 +30,7 @@ from deployments.engine.models.base import Model, TorchBatches
 from deployments.engine.models.linear import HEAD
 from deployments.engine.request import PrefillChunk, SchedulerOutput
 from deployments.engine.sampling import DeviceTokens, Sampler
+from deployments.engine.scheduling.drafts import agreeing
 from deployments.engine.scores.scorer import Scorer
 from deployments.engine.structured.grammar import GrammarCompiler
 from deployments.engine.structured.masks import GrammarMasks
@@ -113,13 +114,12 @@ class ModelRunner(AdapterLoader):
         eos_ids = sorted(base.eos_ids)
         self._graphs: DecodeGraphs | None = None
         self._prompt_graphs: PrefillGraphs | None = None
+        self.drafted_rows, self.draft_tokens = _DRAFTED_ON_CPU
         if are_fused(model.device.type):
             self._graphs = DecodeGraphs(model, self._cache, pool, self._tokens, eos_ids)
             self._prompt_graphs = PrefillGraphs(model, self._cache, pool)
+            self.drafted_rows, self.draft_tokens = _DRAFTED_ROWS, DecodeGraphs.max_draft_tokens
         self.can_try_drafts = self._graphs is not None or _gives_the_same_in_one_step(model)
-        self.drafted_rows, self.draft_tokens = _DRAFTED_ON_CPU
-        if self._graphs is not None:
-            self.drafted_rows, self.draft_tokens = _DRAFTED_ROWS, self._graphs.max_draft_tokens
         self._untold: dict[int, int] = {}  # rows whose newest token only the host has
         graphs = (self._graphs, self._prompt_graphs)
         self._probe = AdapterProbe(
@@ -246,7 +246,7 @@ class ModelRunner(AdapterLoader):
         for row in lines:  # what follows is newer
             self._untold.pop(row, None)
         if self._graphs is None:
-            found = self._agreeing(drafts, self._draft_logits(drafts))
+            found = self._pick_drafts(drafts, self._draft_logits(drafts))
         else:
             found = self._replay_drafts(self._graphs, drafts)
         for row, tokens in found.items():
@@ -259,61 +259,30 @@ class ModelRunner(AdapterLoader):
         if not self._model.keeps_prompts_at_end:
             return self._model.logits(self._prefill(drafts), self._head_lora(of_token))
         # What follows a prompt that an encoder read is written token by token, so each is a row.
-        states = [self._states[row] for row in of_token]
-        token_ids = [token for draft in drafts for token in draft.token_ids]
-        batch = self._model.decode_batch(
-            self._cache,
-            torch.tensor(token_ids),
-            of_token,
-            [at for draft in drafts for at in range(draft.start, draft.stop)],
-            [state.num_prompt_tokens for state in states],
-        )
-        lora = self._model.lora_batch(self.lora_pool, [state.slot for state in states])
-        return self._model.logits(self._model.decode(self._cache, batch, lora), lora)
+        tokens = torch.tensor([token for draft in drafts for token in draft.token_ids])
+        positions = [at for draft in drafts for at in range(draft.start, draft.stop)]
+        return self._decoded_logits(of_token, tokens, positions)
 
-    def _replay_drafts(
-        self, graphs: DecodeGraphs, drafts: Sequence[Draft]
-    ) -> Mapping[int, list[int]]:
-        """Do what `_draft_logits` and `_agreeing` do with a captured graph."""
+    def _replay_drafts(self, graphs: DecodeGraphs, drafts: Sequence[Draft]) -> dict[int, list[int]]:
+        """Do what `_draft_logits` and `_pick_drafts` do with a captured graph."""
         inputs, is_argmax = [], not self._needs_logits
         for draft in drafts:
-            state = self._states[draft.row]
             for ahead, token in enumerate(draft.token_ids):
                 is_argmax = is_argmax and self._sampler.is_argmax([draft.row], ahead)
-                inputs.append(
-                    RowInputs(
-                        draft.row,
-                        draft.start + ahead,
-                        state.num_prompt_tokens,
-                        state.slot,
-                        self._sampler.blocks_eos(draft.row, ahead),
-                        token,
-                    )
-                )
+                inputs.append(self._row_inputs(draft.row, ahead, token))
         logits, largest = graphs.replay_drafts(inputs)
         if not is_argmax:
-            return self._agreeing(drafts, logits)
-        picked, found = iter(largest.tolist()), {}
-        for draft in drafts:
-            own = [next(picked) for _ in draft.token_ids]
-            tokens = found[draft.row] = own[: _num_agreeing(draft, own)]
-            self._sampler.count([draft.row], len(tokens))
-            self._untold[draft.row] = tokens[-1]
+            return self._pick_drafts(drafts, logits)
+        picked = largest.tolist()
+        found = agreeing(drafts, lambda row, at: picked[at])
+        for row, tokens in found.items():
+            self._sampler.count([row], len(tokens))
+            self._untold[row] = tokens[-1]
         return found
 
-    def _agreeing(self, drafts: Sequence[Draft], logits: torch.Tensor) -> Mapping[int, list[int]]:
-        """Pick each row's tokens from logits (n, V) as step after step would, up to the first that
-        is not the one that was guessed."""
-        found: dict[int, list[int]] = {}
-        first = 0
-        for draft in drafts:
-            picked = found[draft.row] = []
-            for at, guessed in enumerate((*draft.token_ids[1:], None), first):
-                picked.append(int(self._pick(logits[at : at + 1], [draft.row])))
-                if picked[-1] != guessed:
-                    break
-            first += len(draft.token_ids)
-        return found
+    def _pick_drafts(self, drafts: Sequence[Draft], logits: torch.Tensor) -> dict[int, list[int]]:
+        """Pick each row's tokens from logits (n, V) as step after step would."""
+        return agreeing(drafts, lambda row, at: int(self._pick(logits[at : at + 1], [row])))
 
     def _tell_tokens(self) -> None:
         """Give the device the newest tokens that only the host has."""
@@ -366,37 +335,35 @@ class ModelRunner(AdapterLoader):
 
     def _decode(self, rows: Sequence[int]) -> torch.Tensor:
         """Take these rows one step further and return their tokens (B,)."""
-        device = self._model.device
+        tokens = self._tokens[torch.tensor(rows, device=self._model.device)]
+        logits = self._decoded_logits(rows, tokens, [self._states[row].length for row in rows])
+        for row in rows:
+            self._states[row].length += 1
+        return self._pick(logits, rows)
+
+    def _decoded_logits(
+        self, rows: Sequence[int], tokens: torch.Tensor, positions: Sequence[int]
+    ) -> torch.Tensor:
+        """Write tokens (B,) at these positions of their rows; returns the logits (B, V) behind."""
         states = [self._states[row] for row in rows]
-        batch = self._model.decode_batch(
-            self._cache,
-            self._tokens[torch.tensor(rows, device=device)],
-            rows,
-            [state.length for state in states],
-            [state.num_prompt_tokens for state in states],
-        )
+        prompts = [state.num_prompt_tokens for state in states]
+        batch = self._model.decode_batch(self._cache, tokens, rows, positions, prompts)
         lora = self._model.lora_batch(self.lora_pool, [state.slot for state in states])
-        hidden = self._model.decode(self._cache, batch, lora)
-        for state in states:
-            state.length += 1
-        return self._pick(self._model.logits(hidden, lora), rows)
+        return self._model.logits(self._model.decode(self._cache, batch, lora), lora)
+
+    def _row_inputs(self, row: int, ahead: int = 0, token: int = 0) -> RowInputs:
+        """Return what a captured step takes of a row's next token, or of one `ahead` of it."""
+        state = self._states[row]
+        blocks_eos = self._sampler.blocks_eos(row, ahead) and not self._needs_logits
+        position = state.length + ahead
+        return RowInputs(row, position, state.num_prompt_tokens, state.slot, blocks_eos, token)
 
     def _replay(self, rows: Sequence[int]) -> torch.Tensor:
         """Do what `_decode` does with a captured graph."""
         assert self._graphs is not None, "no graphs on this device"
-        inputs = []
+        inputs = list(map(self._row_inputs, rows))
         for row in rows:
-            state = self._states[row]
-            inputs.append(
-                RowInputs(
-                    row,
-                    state.length,
-                    state.num_prompt_tokens,
-                    state.slot,
-                    self._sampler.blocks_eos(row) and not self._needs_logits,
-                )
-            )
-            state.length += 1
+            self._states[row].length += 1
         logits, tokens = self._graphs.replay(inputs)
         if not self._needs_logits and self._sampler.is_argmax(rows):
             self._sampler.count(rows)
@@ -427,16 +394,7 @@ class ModelRunner(AdapterLoader):
 
 
 def _gives_the_same_in_one_step(model: Model) -> bool:
-    """Return whether several tokens of a row in one step have, on a CPU, the logits that they have
-    in a step each: bfloat16 of torch rounds by the number of rows. Behind an encoder's prompt they
-    are written as rows, of which only some attention takes more than one for a row."""
-    if model.keeps_prompts_at_end:
-        return model.is_invariant
-    return model.is_invariant or model.kv_shape.dtype == torch.float32
-
-
-def _num_agreeing(draft: Draft, picked: Sequence[int]) -> int:
-    """Return how many of the picked tokens count: up to the first that was not guessed."""
-    guesses = draft.token_ids[1:]
-    pairs = zip(guesses, picked, strict=False)
-    return 1 + next((at for at, (guess, token) in enumerate(pairs) if guess != token), len(guesses))
+    """Return whether several tokens of a row have, on a CPU, the same logits in one step: bfloat16
+    of torch rounds by the number of rows, and its attention takes one token of an answer."""
+    is_float32 = model.kv_shape.dtype == torch.float32
+    return model.is_invariant or (is_float32 and not model.keeps_prompts_at_end)

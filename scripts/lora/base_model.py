@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from adapters.bases.models import Family
-from deployments.engine.loaded_weights import config_of, load_weights
 from deployments.engine.model_loader import bitsandbytes_config
+from deployments.engine.models.loaded_weights import config_of, load_weights
 from deployments.engine.quantised.loader import wo_quantised
 from scripts.lora.errors import TrainingError
 

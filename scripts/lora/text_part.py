@@ -12,7 +12,7 @@ from typing import Any
 
 from peft.utils.other import get_pattern_key
 
-from adapters.checks.lora_tensors import is_of_whole_model
+from adapters.checks.lora_tensors import is_of_whole_model, name_in_text_part
 
 _PREFIX = "base_model.model."  # PEFT's, of every tensor
 _HEAD = f"{_PREFIX}lm_head."
@@ -45,28 +45,21 @@ def text_part_of(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> TextP
         if is_of_whole_model(name) or name.startswith(_HEAD)
     }
     layers = {path[: found.start()] for path in kept.values() if (found := _LORA.search(path))}
-    new: dict[str, Any] = {**config, "target_modules": sorted(map(_named_in_text, layers))}
+    new: dict[str, Any] = {**config, "target_modules": sorted(map(name_in_text_part, layers))}
     new |= {field: None for field in _CHOICES if config.get(field) is not None}
     for field, default in _PATTERNS.items():
         patterns = config.get(field) or {}
         matched = {layer: patterns.get(get_pattern_key(list(patterns), layer)) for layer in layers}
-        named = {_named_in_text(at): own for at, own in matched.items() if own is not None}
+        named = {name_in_text_part(at): own for at, own in matched.items() if own is not None}
         new[field] = {at: own for at, own in sorted(named.items()) if own != config.get(default)}
     for field in _NAMED:
         value = config.get(field)
         if isinstance(value, Mapping):
-            new[field] = {_named_in_text(name): own for name, own in value.items()}
+            new[field] = {name_in_text_part(name): own for name, own in value.items()}
         elif isinstance(value, list):
-            new[field] = list(map(_named_in_text, value))
+            new[field] = list(map(name_in_text_part, value))
     return TextPart(
         new,
-        {_PREFIX + _named_in_text(path): tensors[name] for name, path in kept.items()},
+        {name_in_text_part(name): tensors[name] for name in kept},
         [name for name in tensors if name not in kept],
     )
-
-
-def _named_in_text(path: str) -> str:
-    """Return what a layer of the whole model is called in its text part."""
-    if path.startswith("language_model."):
-        return path.removeprefix("language_model.")
-    return path.replace("model.language_model.", "model.", 1)

@@ -6,7 +6,8 @@ answer stays the same (prompt-lookup decoding; Saxena 2023). A step with a few p
 costs little more than with one, as long as few rows run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from deployments.engine.decoder import DraftDecoder
 from deployments.engine.request import Request, SequenceState
@@ -114,3 +115,30 @@ def _needs_single_steps(sequence: SequenceState) -> bool:
 def _is_drafted(request: Request) -> bool:
     """Return whether guesses may agree often: not where tokens are drawn."""
     return request.sampling.is_greedy
+
+
+class _Draft(Protocol):
+    @property
+    def row(self) -> int: ...
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """Return the row's newest token and those that were guessed."""
+
+
+def agreeing(drafts: Sequence[_Draft], pick: Callable[[int, int], int]) -> dict[int, list[int]]:
+    """Return each row's tokens up to the first that is not the one that was guessed.
+
+    Args:
+        pick: row, position among the tokens of all drafts -> the token that follows it.
+    """
+    found: dict[int, list[int]] = {}
+    first = 0
+    for draft in drafts:
+        picked = found[draft.row] = []
+        for at, guessed in enumerate((*draft.token_ids[1:], None), first):
+            picked.append(pick(draft.row, at))
+            if picked[-1] != guessed:
+                break
+        first += len(draft.token_ids)
+    return found

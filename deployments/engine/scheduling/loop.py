@@ -115,7 +115,8 @@ class StepLoop:
         ahead = 0 if scheduled.is_empty else self._decoder.num_steps_ahead
         while len(self._in_flight) > ahead:
             self._deliver(*self._in_flight.popleft())
-        if self._in_flight and self._may_guess_behind(self._in_flight[-1][0]):
+        awaited = self._drafter is not None and self._in_flight
+        if awaited and self._may_guess_behind(awaited[-1][0]):
             self._deliver(*self._in_flight.popleft())
 
     def _may_guess_behind(self, sequences: Sequence[SequenceState]) -> bool:
