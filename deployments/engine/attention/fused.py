@@ -8,7 +8,7 @@ import functools
 import torch
 
 from deployments.engine.attention.kv_cache import KvCache
-from deployments.engine.kernels.ops import Expansion, Rope
+from deployments.engine.kernels.ops import Expansion, HeadNorm, Rope
 from deployments.engine.kernels.triton_attention import cross_attention, decode_attention
 from deployments.engine.kernels.triton_prefill import prefill_attention
 
@@ -49,6 +49,7 @@ class TritonDecodeAttention:
         *,
         scale: float,
         bias: torch.Tensor | None = None,
+        norm: HeadNorm | None = None,
         rope: Rope | None = None,
         window: int | None = None,
         softcap: float | None = None,
@@ -62,6 +63,7 @@ class TritonDecodeAttention:
             *self._own,
             kv_scales=self._scales[layer],
             bias=bias,
+            norm=norm,
             rope=rope,
             scale=scale,
             window=window,

@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 
 from deployments.engine.huge_pages import huge_zeros
-from deployments.engine.kernels.ops import Expansion, Rope
+from deployments.engine.kernels.ops import Expansion, HeadNorm, Rope
 
 # Rows begin at multiples of it, so that they lie alike in a layout of blocks (cpu/attention.py).
 ALIGNMENT = 16
@@ -161,6 +161,7 @@ class DecodeAttention(Protocol):
         *,
         scale: float,
         bias: torch.Tensor | None = None,
+        norm: HeadNorm | None = None,
         rope: Rope | None = None,
         window: int | None = None,
         softcap: float | None = None,
@@ -171,6 +172,7 @@ class DecodeAttention(Protocol):
         Args:
             qkv: (B, H * G + 2 H, D), G query heads for each key/value head. May be changed.
             bias: (H, S) added to a score by distance from the newest position.
+            norm: of queries and keys, with their expansion and before they are rotated.
             window: attend over that many positions at most, the newest among them.
             softcap: scores s become softcap * tanh(s / softcap).
             with_prompt: under the same softmax, attend over the whole prompt at the end of the row

@@ -8,7 +8,7 @@ import torch
 
 from deployments.engine.attention.kv_cache import KvCache, NewPositions, Span
 from deployments.engine.attention.merged import MergedPositions
-from deployments.engine.kernels.ops import Expansion, Rope, attend
+from deployments.engine.kernels.ops import Expansion, HeadNorm, Rope, attend
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +52,15 @@ class HostDecodeAttention(abc.ABC):
         *,
         scale: float,
         bias: torch.Tensor | None = None,
+        norm: HeadNorm | None = None,
         rope: Rope | None = None,
         window: int | None = None,
         softcap: float | None = None,
         with_prompt: bool = False,
     ) -> torch.Tensor:
         assert expansion is None, "the LoRA batch adds its products itself"
+        if norm is not None:
+            norm.normalise_(qkv)
         q = self._new.write(layer, qkv, rope)
         if with_prompt:
             return self._attend_merged(q, layer, window, scale, softcap)

@@ -202,6 +202,21 @@ class Expansion:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadNorm:
+    """Hold an RMS norm of each head of queries and keys.
+
+    weight: (h, D) by head, those of the queries first.
+    """
+
+    weight: torch.Tensor
+    eps: float
+
+    def normalise_(self, qkv: torch.Tensor) -> None:
+        """Take the norm of the first h heads of qkv (T, >= h, D) in place."""
+        normalise_(qkv[:, : len(self.weight)], self.weight, self.eps, (-1,))
+
+
+@dataclass(frozen=True, slots=True)
 class Rope:
     """Hold a rotary position embedding: x * cos + (x with its halves swapped) * sin.
 

@@ -8,7 +8,7 @@ import torch
 import triton
 
 from deployments.engine.kernels.backend import launch_options, overlaps, shared_bytes
-from deployments.engine.kernels.ops import Expansion, Rope
+from deployments.engine.kernels.ops import Expansion, HeadNorm, Rope
 from deployments.engine.kernels.tiles import decode_tile, padded
 from deployments.engine.kernels.triton_decode import decode_kernel, rope_decode_kernel
 from deployments.engine.kernels.triton_grouped_lora import lora_expand_add
@@ -27,6 +27,7 @@ def decode_attention(
     *,
     kv_scales: torch.Tensor | None = None,
     bias: torch.Tensor | None,
+    norm: HeadNorm | None = None,
     rope: Rope | None,
     scale: float,
     window: int | None = None,
@@ -47,6 +48,7 @@ def decode_attention(
         starts, lengths: (B,): the row's first position, and its length without the newest token.
         bias: (H, S) added by distance from the newest position (then G is 1, without the options
             below), or None.
+        norm: of queries and keys, with their expansion.
         rope: rotates queries and keys; the newest token's position is `lengths`.
         window: attend over that many positions at most, the newest among them.
         softcap: scores s become softcap * tanh(s / softcap).
@@ -61,10 +63,11 @@ def decode_attention(
     rows, all_heads, dim = qkv.shape
     heads = kv_cache.shape[2]
     groups = all_heads // heads - 2
-    is_plain = groups == 1 and all(each is None for each in (rope, window, softcap, prompts))
+    is_plain = groups == 1 and all(each is None for each in (norm, rope, window, softcap, prompts))
     if bias is not None and not is_plain:
         raise ValueError(
-            "a bias by distance goes without RoPE, grouped queries, a window, a soft cap or prompts"
+            "a bias by distance goes without norms, RoPE, grouped queries, a window, a soft cap or "
+            "prompts"
         )
     out = torch.empty(rows, heads * groups * dim, dtype=qkv.dtype, device=qkv.device)
     first_columns = (0, heads * groups * dim, heads * (groups + 1) * dim)
@@ -72,6 +75,7 @@ def decode_attention(
     tile = _tile(qkv, _FIXED_PROGRAMS if is_invariant else rows * heads)
     scales = scales_arguments(kv_scales, qkv)
     cos, sin = (qkv, qkv) if rope is None else (rope.cos, rope.sin)
+    norms = (qkv, 0.0) if norm is None else (norm.weight, norm.eps)
     for number in (1, 2) if shares_rows else (0,):
         if is_plain:
             decode_kernel[heads, rows](
@@ -82,9 +86,10 @@ def decode_attention(
             )  # fmt: skip
             continue
         rope_decode_kernel[heads, rows](
-            qkv, kv_cache, starts, lengths, cos, sin, out, scale, qkv.stride(0), *lora.tensors,
-            *scales, *(prompts or (starts, lengths)), MERGED=prompts is not None,
-            H=heads, G=groups, GP=max(16, triton.next_power_of_2(groups)), D=dim, DP=padded(dim),
+            qkv, kv_cache, starts, lengths, cos, sin, *norms, out, scale, qkv.stride(0),
+            *lora.tensors, *scales, *(prompts or (starts, lengths)), MERGED=prompts is not None,
+            HAS_NORM=norm is not None, H=heads, G=groups,
+            GP=max(16, triton.next_power_of_2(groups)), D=dim, DP=padded(dim),
             ROT=0 if rope is None else cos.shape[1], WINDOW=window or 0, CAP=softcap or 0.0,
             IS_INT8=kv_scales is not None, PASS=number, **lora.sizes, **tile,
         )  # fmt: skip

@@ -147,9 +147,15 @@ def decode_kernel(
 
 
 @triton.jit
+def _normed(x, inverse, weight, kind: tl.constexpr):
+    """Return x * inverse * weight in float32, rounded to `kind` behind each product."""
+    return ((x * inverse).to(kind).to(tl.float32) * weight).to(kind).to(tl.float32)
+
+
+@triton.jit
 def rope_decode_kernel(
-    qkv, kv_cache, starts, lengths, cos, sin, out, scale, qkv_row, shrunk, slots, bq, bk, bv,
-    scales, scales_row, prompt_starts, prompts, MERGED: tl.constexpr,
+    qkv, kv_cache, starts, lengths, cos, sin, norm, eps, out, scale, qkv_row, shrunk, slots, bq, bk,
+    bv, scales, scales_row, prompt_starts, prompts, MERGED: tl.constexpr, HAS_NORM: tl.constexpr,
     H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     ROT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, BLOCK_N: tl.constexpr,
     R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr,
@@ -157,8 +163,9 @@ def rope_decode_kernel(
 ):  # fmt: skip
     """Attend with G query heads (padded to GP >= 16) for a key/value head. Program (h, b).
 
-    The first ROT dimensions of a head are rotated. WINDOW and CAP are 0 for none. What no kernel of
-    this step writes is read before earlier ones end. PASS: 1 only writes keys and values.
+    The first ROT dimensions of a head are rotated. WINDOW and CAP are 0 for none. HAS_NORM: queries
+    and keys are normed first. What no kernel of this step writes is read before earlier ones end.
+    PASS: 1 only writes keys and values.
     """
     launch_next(OVERLAPS)
     h = tl.program_id(0)
@@ -188,6 +195,15 @@ def rope_decode_kernel(
     if ROT > 0:
         cosine = tl.load(cos + n * ROT + d, mask=dr, other=1.0).to(tl.float32)
         sine = tl.load(sin + n * ROT + d, mask=dr, other=0.0).to(tl.float32)
+        rm = gm[:, None] & dr[None, :]
+        q_other_at = (h * G + g)[:, None] * D + other[None, :]
+    keys_norm = norm + H * G * D
+    if HAS_NORM:
+        q_weight = tl.load(norm + q_at, mask=qm, other=0.0).to(tl.float32)
+        k_weight = tl.load(keys_norm + columns, mask=dm, other=0.0).to(tl.float32)
+        if ROT > 0:
+            q_other_weight = tl.load(norm + q_other_at, mask=rm, other=0.0).to(tl.float32)
+            k_other_weight = tl.load(keys_norm + other_columns, mask=dr, other=0.0).to(tl.float32)
     after_earlier_kernels(OVERLAPS)
     q = tl.load(line + q_at, mask=qm, other=0.0).to(tl.float32)
     keys_line = line + H * G * D
@@ -202,9 +218,13 @@ def rope_decode_kernel(
         k = add_lora(k, weights_k, columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
     if PV >= 0:
         v = add_lora(v, weights_v, columns, dm, shrunk, bv, slot, b, H * D, R, RC, P, PV)
+    kind = qkv.dtype.element_ty
+    if HAS_NORM:
+        q_inverse = (1.0 / tl.sqrt(tl.sum(q * q, 1) / D + eps))[:, None]
+        k_inverse = 1.0 / tl.sqrt(tl.sum(k * k, 0) / D + eps)
+        q = _normed(q, q_inverse, q_weight, kind)
+        k = _normed(k, k_inverse, k_weight, kind)
     if ROT > 0:
-        rm = gm[:, None] & dr[None, :]
-        q_other_at = (h * G + g)[:, None] * D + other[None, :]
         q_other = tl.load(line + q_other_at, mask=rm, other=0.0).to(tl.float32)
         k_other = tl.load(keys_line + other_columns, mask=dr, other=0.0).to(tl.float32)
         if PQ >= 0:
@@ -216,9 +236,11 @@ def rope_decode_kernel(
             k_other = add_lora(
                 k_other, other_weights, other_columns, dr, shrunk, bk, slot, b, H * D, R, RC, P, PK
             )
+        if HAS_NORM:
+            q_other = _normed(q_other, q_inverse, q_other_weight, kind)
+            k_other = _normed(k_other, k_inverse, k_other_weight, kind)
         q = q * cosine[None, :] + q_other * sine[None, :]
         k = k * cosine + k_other * sine
-    kind = qkv.dtype.element_ty
     query = q.to(kind)
     key_scales = scales + h * scales_row + start
     value_scales = key_scales + H * scales_row

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 
 from deployments.engine.attention.kv_cache import DecodeBatch
-from deployments.engine.kernels.ops import Expansion, Rope, normalise_, rms_norm, whole_rows
+from deployments.engine.kernels.ops import (
+    Expansion,
+    HeadNorm,
+    Rope,
+    normalise_,
+    rms_norm,
+    whole_rows,
+)
 from deployments.engine.lora.layers import LoraBatch
 from deployments.engine.models.architectures import (
     SHARED_ROPE,
@@ -75,6 +82,7 @@ class Stack:
             expansion,
             number,
             scale=about.attention_scale,
+            norm=layer.head_norm,
             rope=None if kind.rope is None else self._ropes[kind.rope],
             window=kind.window,
             softcap=about.attention_cap,
@@ -145,7 +153,7 @@ class Layer:
             ]
             for names in (before, after)
         )
-        self._query_key_norms = _query_key_norms(attention, dtype, about)
+        self.head_norm, self._norms_of_all = _query_key_norms(attention, dtype, about)
         qkv, gate_up = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
         if architecture.is_fused:
             qkv, gate_up = ("qkv_proj",), ("gate_up_proj",)  # type: ignore[assignment]
@@ -169,11 +177,19 @@ class Layer:
 
         is_normed: the norm before attention is not taken.
         """
-        qkv = self._of_normed(self._qkv, x, None if is_normed else self._before[0], lora)
-        for columns, dims, weight in self._query_key_norms:
-            about = self._about
-            heads = qkv.view(len(x), -1, about.head_dim)[:, columns]
-            normalise_(heads, weight, about.eps, dims)
+        qkv = self._projected(x, None if is_normed else self._before[0], lora)
+        if self.head_norm is not None:
+            self.head_norm.normalise_(qkv.view(len(x), -1, self._about.head_dim))
+        return qkv
+
+    def _projected(
+        self, x: torch.Tensor, norm: torch.Tensor | None, lora: LoraBatch | None
+    ) -> torch.Tensor:
+        """Do `project` without the norm of single heads."""
+        qkv = self._of_normed(self._qkv, x, norm, lora)
+        heads = qkv.view(len(x), -1, self._about.head_dim)
+        for columns, weight in self._norms_of_all:
+            normalise_(heads[:, columns], weight, self._about.eps, (-2, -1))
         return qkv
 
     def rotated(self, qkv: torch.Tensor, rope: Rope | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -188,11 +204,12 @@ class Layer:
     def before_attention(
         self, x: torch.Tensor, lora: LoraBatch | None
     ) -> tuple[torch.Tensor, Expansion | None]:
-        """Do `project`, but leave the LoRA expansion, if any, to the attention where it can add it:
-        not under a norm of queries and keys, and not of one module for all three."""
+        """Do `project`, but leave the norm of single heads to the attention. It also adds the LoRA
+        expansion, if any, where it can: not under a norm of all heads together, and not of one
+        module for queries, keys and values."""
         norm = self._before[0]
-        if norm is None or self._query_key_norms or self._about.architecture.is_fused:
-            return self.project(x, lora), None
+        if norm is None or self._norms_of_all or self._about.architecture.is_fused:
+            return self._projected(x, norm, lora), None
         return self._qkv.before_attention(x, norm, self._about.eps, lora)
 
     def after_attention(
@@ -261,15 +278,15 @@ def _norm_of(layer: Any, name: str) -> Any:
 
 def _query_key_norms(
     attention: Any, dtype: torch.dtype, about: Description
-) -> list[tuple[slice, tuple[int, ...], torch.Tensor]]:
-    """Return which heads are normed together, over which dimensions, with which weight (h, D)."""
+) -> tuple[HeadNorm | None, list[tuple[slice, torch.Tensor]]]:
+    """Return the norm of single heads, if there is one, and which heads are normed together, with
+    which weight (h, D)."""
     kind, offset = about.architecture.query_key_norms, about.architecture.norm_offset
     if kind == "none":
-        return []
+        return None, []
     h, both = about.num_heads, about.num_heads + about.num_kv_heads
     q, k = (norm_weight(norm, dtype, offset) for norm in (attention.q_norm, attention.k_norm))
     if kind == "head":
-        weight = torch.cat([q.expand(h, -1), k.expand(both - h, -1)])
-        return [(slice(both), (-1,), weight)]
+        return HeadNorm(torch.cat([q.expand(h, -1), k.expand(both - h, -1)]), about.eps), []
     shape = (-1, about.head_dim)
-    return [(slice(h), (-2, -1), q.view(shape)), (slice(h, both), (-2, -1), k.view(shape))]
+    return None, [(slice(h), q.view(shape)), (slice(h, both), k.view(shape))]

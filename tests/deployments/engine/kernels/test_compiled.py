@@ -27,7 +27,7 @@ from deployments.engine.kernels import (
     triton_pick,
     triton_prefill,
 )
-from deployments.engine.kernels.ops import Expansion, Rope
+from deployments.engine.kernels.ops import Expansion, HeadNorm, Rope
 from deployments.engine.kernels.quantised_tiles import tile_of
 from deployments.engine.kernels.triton_grouped_lora import (
     lora_expand_add,
@@ -68,9 +68,10 @@ ATTENTION: dict[str, tuple[int, int, int, dict[str, Any]]] = {
     "flan-t5-xl": (32, 1, 64, {"bias": True}),
     "llama-1b": (8, 4, 64, {}),
     "llama-8b": (8, 4, 128, {}),
+    "qwen3-8b": (8, 4, 128, {"norm": BF16}),
     "gemma2-9b": (8, 2, 256, {"softcap": 50.0, "window": 4096}),
-    "gemma3-4b": (4, 2, 256, {"window": 1024}),
-    "t5gemma2": (4, 2, 256, {"window": 1024, "prompts": True}),
+    "gemma3-4b": (4, 2, 256, {"window": 1024, "norm": torch.float32}),
+    "t5gemma2": (4, 2, 256, {"window": 1024, "prompts": True, "norm": torch.float32}),
 }
 _STORED = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "nf4": torch.uint8}
 
@@ -244,6 +245,8 @@ def test_attention_in_a_decode_step(gpu: Gpu, model: str, rows: int, is_int8: bo
             options["bias"] = on(heads, 1024)
         else:
             options["rope"] = Rope(on(1024, dim), on(1024, dim))
+        if own.get("norm"):
+            options["norm"] = HeadNorm(on(heads * (groups + 1), dim, dtype=own["norm"]), 1e-6)
         if own.get("prompts"):
             options["prompts"] = integers(rows), integers(rows)
         cache = on(4096, 2, heads, dim, dtype=torch.int8 if is_int8 else BF16)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from deployments.engine.attention.prefill import TorchPrefillAttention
 from deployments.engine.kernels import ops
 from deployments.engine.kernels.backend import are_fused
-from deployments.engine.kernels.ops import Expansion, Rope, Segment, prompt_blocks
+from deployments.engine.kernels.ops import Expansion, HeadNorm, Rope, Segment, prompt_blocks
 from deployments.engine.lora.layers import LoraStack
 from tests.deployments.engine.kernels import torch_kernels
 
@@ -154,10 +154,13 @@ def test_the_decode_kernel_equals_the_torch_version(
         (4, 48, {}),
         (3, 0, {}),
         (1, 0, {"window": 66}),
+        (4, 64, {"norm": torch.bfloat16}),
+        (2, 48, {"norm": torch.float32, "window": 70}),
+        (1, 0, {"norm": torch.float32}),
     ],
     ids=str,
 )
-def test_windows_caps_and_partial_rotation_in_the_decode_kernel(
+def test_windows_caps_norms_and_partial_rotation_in_the_decode_kernel(
     groups: int, rotated: int, options: dict[str, Any], rank: int, dtype: torch.dtype
 ) -> None:
     if DEVICE == "cpu" and dtype == torch.bfloat16:
@@ -171,6 +174,9 @@ def test_windows_caps_and_partial_rotation_in_the_decode_kernel(
     columns = {0: queries, queries: width, queries + width: width}
     added = expansion(qkv[0].numel(), columns, rank, dtype) if rank else None
     all_options = {"bias": None, "rope": rope, "scale": dim**-0.5, **options}
+    if "norm" in options:
+        weight = tensor(6, heads * (groups + 1), dim, dtype=options["norm"])
+        all_options["norm"] = HeadNorm(weight, 0.5)
     torch_cache, torch_qkv = kv_cache.clone(), qkv.clone()
     out = triton_attention.decode_attention(qkv, added, kv_cache, starts, lengths, **all_options)
     wanted = torch_kernels.decode_attention(

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.engine.kernels.ops import Rope
+from deployments.engine.kernels.ops import HeadNorm, Rope
 from tests.deployments.engine.kernels import test_kernels as of_kernels
 from tests.deployments.engine.kernels import torch_kernels
 from tests.deployments.engine.kernels.test_kernels import (
@@ -21,12 +21,12 @@ from tests.deployments.engine.kernels.test_kernels import (
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rank", [0, 8, 72])
-@pytest.mark.parametrize("kind", ["bias", "plain", "rope", "window"])
+@pytest.mark.parametrize("kind", ["bias", "plain", "rope", "window", "norm"])
 def test_neighbouring_tokens_of_a_row_see_each_other(
     kind: str, rank: int, dtype: torch.dtype
 ) -> None:
     """Three tokens of one row and two of another, each as a row of the batch."""
-    rotates = kind in ("rope", "window")
+    rotates = kind in ("rope", "window", "norm")
     if DEVICE == "cpu" and dtype == torch.bfloat16 and (rotates or rank == 72):
         pytest.skip("Triton's interpreter multiplies bfloat16 tiles as integers")
     heads, groups, dim = 2, 3 if rotates else 1, 64
@@ -39,6 +39,8 @@ def test_neighbouring_tokens_of_a_row_see_each_other(
     if rotates:
         options["rope"] = Rope(tensor(3, 140, dim), tensor(4, 140, dim))
         options["window"] = 2 if kind == "window" else None
+    if kind == "norm":
+        options["norm"] = HeadNorm(tensor(6, heads * (groups + 1), dim, dtype=dtype), 1e-6)
     queries, width = heads * groups * dim, heads * dim
     columns = {0: queries, queries: width, queries + width: width}
     added = expansion(qkv[0].numel(), columns, rank, dtype) if rank else None

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from deployments.engine.attention.int8_kv_cache import dequantise, quantise
-from deployments.engine.kernels.ops import Expansion, Rope
+from deployments.engine.kernels import ops
+from deployments.engine.kernels.ops import Expansion, HeadNorm, Rope
 
 
 def lora_shrink(
@@ -36,6 +37,7 @@ def decode_attention(
     *,
     kv_scales: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
+    norm: HeadNorm | None = None,
     rope: Rope | None = None,
     scale: float,
     window: int | None = None,
@@ -46,6 +48,9 @@ def decode_attention(
         lora_expand_add(qkv.view(len(qkv), -1), expansion)
     heads = kv_cache.shape[2]
     num_queries = qkv.shape[1] - 2 * heads
+    if norm is not None:
+        own = qkv[:, : num_queries + heads]
+        ops.normalise_torch_(own, norm.weight, norm.eps, (-1,))
     if rope is not None:
         rope.at(lengths).apply_rotary_(qkv[:, : num_queries + heads])
     rows, _, dim = qkv.shape
