@@ -6,6 +6,7 @@ to 227 KiB (H100).
 
 _FEWEST_KEYS = 16  # tl.dot takes no fewer
 _MANY_PROGRAMS = 512
+_SPLIT_PROGRAMS, _MOST_SPLITS = 256, 16
 _MANY_MORE = 2048
 # Shared memory over the bytes of one block of keys, as Triton 3.6 and 3.7 compile the kernels for
 # sm_80 and sm_90: two blocks of keys and two of values are under way, beside smaller things.
@@ -38,6 +39,14 @@ def decode_tile(
         warps = _WIDE_WARPS
     key_bytes = padded(dim) * itemsize
     return {"BLOCK_N": _fewer(keys, _DECODE_BLOCKS * key_bytes, shared_bytes), "num_warps": warps}
+
+
+def splits_of(num_programs: int) -> int:
+    """Return into how many parts the decode kernel cuts the keys of each program, for so many."""
+    splits = 1
+    while splits < _MOST_SPLITS and 2 * splits * num_programs <= _SPLIT_PROGRAMS:
+        splits *= 2
+    return splits
 
 
 def prefill_tile(

@@ -1,5 +1,6 @@
 """Attend over the KV cache by the kernels of triton_decode.py: only where Triton runs."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,13 @@ import triton
 
 from deployments.engine.kernels.backend import launch_options, overlaps, shared_bytes
 from deployments.engine.kernels.ops import Expansion, HeadNorm, Rope
-from deployments.engine.kernels.tiles import decode_tile, padded
+from deployments.engine.kernels.tiles import decode_tile, padded, splits_of
 from deployments.engine.kernels.triton_decode import decode_kernel, rope_decode_kernel
 from deployments.engine.kernels.triton_grouped_lora import lora_expand_add
 from deployments.engine.kernels.triton_kv_cache import scales_arguments
 
 MAX_FUSED_RANK = 64  # a separate kernel adds larger ranks first
+_MOST_PROGRAMS = 1 << 14  # whose keys are split
 _FIXED_PROGRAMS = 512  # that decide the tile of every batch, where sums keep one order
 
 
@@ -75,6 +77,7 @@ def decode_attention(
     tile = _tile(qkv, _FIXED_PROGRAMS if is_invariant else rows * heads)
     scales = scales_arguments(kv_scales, qkv)
     cos, sin = (qkv, qkv) if rope is None else (rope.cos, rope.sin)
+    tile_splits = 1 if is_invariant else splits_of(rows * heads)
     norms = (qkv, 0.0) if norm is None else (norm.weight, norm.eps)
     for number in (1, 2) if shares_rows else (0,):
         if is_plain:
@@ -85,15 +88,42 @@ def decode_attention(
                 IS_INT8=kv_scales is not None, PASS=number, **lora.sizes, **tile,
             )  # fmt: skip
             continue
-        rope_decode_kernel[heads, rows](
+        splits = 1 if number == 1 else tile_splits
+        rope_decode_kernel[heads, rows, splits](
             qkv, kv_cache, starts, lengths, cos, sin, *norms, out, scale, qkv.stride(0),
-            *lora.tensors, *scales, *(prompts or (starts, lengths)), MERGED=prompts is not None,
-            HAS_NORM=norm is not None, H=heads, G=groups,
-            GP=max(16, triton.next_power_of_2(groups)), D=dim, DP=padded(dim),
+            *lora.tensors, *scales, *(prompts or (starts, lengths)),
+            *_scratch(splits, rows * heads, groups, qkv),
+            MERGED=prompts is not None, HAS_NORM=norm is not None, SPLITS=splits, H=heads, G=groups,
+            GP=_padded_groups(groups), D=dim, DP=padded(dim),
             ROT=0 if rope is None else cos.shape[1], WINDOW=window or 0, CAP=softcap or 0.0,
             IS_INT8=kv_scales is not None, PASS=number, **lora.sizes, **tile,
         )  # fmt: skip
     return out
+
+
+def _scratch(splits: int, programs: int, groups: int, like: torch.Tensor) -> tuple[Any, ...]:
+    """Return where the parts of split keys are put together: their sums of values, their largest
+    scores and sums of exponentials, and counters."""
+    if splits == 1:
+        return like, like, like
+    assert programs <= _MOST_PROGRAMS, "more heads of rows than counters"
+    empty = functools.partial(torch.empty, dtype=torch.float32, device=like.device)
+    return (
+        empty(programs * splits, groups, like.shape[2]),
+        empty(programs * splits, 2, _padded_groups(groups)),
+        _counters(like.device),
+    )
+
+
+@functools.cache
+def _counters(device: torch.device) -> torch.Tensor:
+    """Return zeros, which each launch leaves as zeros: one at a time uses them."""
+    return torch.zeros(_MOST_PROGRAMS, dtype=torch.int32, device=device)
+
+
+def _padded_groups(groups: int) -> int:
+    """Return the rows of a tile for the query heads of one key/value head: tl.dot takes 16."""
+    return max(16, triton.next_power_of_2(groups))
 
 
 def cross_attention(

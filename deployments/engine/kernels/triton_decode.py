@@ -153,25 +153,74 @@ def _normed(x, inverse, weight, kind: tl.constexpr):
 
 
 @triton.jit
+def _together(
+    partials, sums, used, mask, size, GP: tl.constexpr, DP: tl.constexpr, SPLITS: tl.constexpr
+):
+    """Return the sum of values (GP, DP), and of exponentials (GP,), of the first `used` splits.
+
+    partials: (GP, DP) where the first split's sum of values lies; the next is `size` further.
+    sums: (GP,) where its largest score lies, its sum GP further; the next split's, 2 GP further.
+    """
+    s = tl.arange(0, SPLITS)
+    at = sums[None, :] + s[:, None] * (2 * GP)
+    there = (s < used)[:, None]
+    largest = tl.load(at, mask=there, other=-1e30, cache_modifier=".cg")
+    totals = tl.load(at + GP, mask=there, other=0.0, cache_modifier=".cg")
+    weights = tl.exp(largest - tl.max(largest, 0)[None, :])
+    total = tl.sum(weights * totals, 0)
+    acc = tl.zeros((GP, DP), tl.float32)
+    for some in tl.static_range(0, SPLITS, 4):  # are asked for before one is added
+        pieces = ()
+        for other in tl.static_range(some, min(some + 4, SPLITS)):
+            own = partials + other * size
+            pieces = pieces + (
+                tl.load(own, mask=mask & (other < used), other=0.0, cache_modifier=".cg"),
+            )
+        for other in tl.static_range(len(pieces)):
+            weight = tl.sum(tl.where((s == some + other)[:, None], weights, 0.0), 0)
+            acc += pieces[other] * weight[:, None]
+    return acc, total
+
+
+@triton.jit
 def rope_decode_kernel(
     qkv, kv_cache, starts, lengths, cos, sin, norm, eps, out, scale, qkv_row, shrunk, slots, bq, bk,
-    bv, scales, scales_row, prompt_starts, prompts, MERGED: tl.constexpr, HAS_NORM: tl.constexpr,
+    bv, scales, scales_row, prompt_starts, prompts, partials, sums, counters,
+    MERGED: tl.constexpr, HAS_NORM: tl.constexpr, SPLITS: tl.constexpr,
     H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     ROT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, BLOCK_N: tl.constexpr,
     R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr,
     PV: tl.constexpr, OVERLAPS: tl.constexpr, IS_INT8: tl.constexpr, PASS: tl.constexpr,
 ):  # fmt: skip
-    """Attend with G query heads (padded to GP >= 16) for a key/value head. Program (h, b).
+    """Attend with G query heads (padded to GP >= 16) for a key/value head. Program (h, b, split).
 
-    The first ROT dimensions of a head are rotated. WINDOW and CAP are 0 for none. HAS_NORM: queries
-    and keys are normed first. What no kernel of this step writes is read before earlier ones end.
-    PASS: 1 only writes keys and values.
+    The keys are cut into at most SPLITS parts of whole blocks; the program that ends last puts them
+    together, as Flash-Decoding does (Dao et al. 2023). The first ROT dimensions of a head are
+    rotated. WINDOW and CAP are 0 for none. HAS_NORM: queries and keys are normed first. What no
+    kernel of this step writes is read before earlier ones end. PASS: 1 only writes keys and values.
     """
     launch_next(OVERLAPS)
     h = tl.program_id(0)
     b = tl.program_id(1)
     n = tl.load(lengths + b)
     start = tl.load(starts + b).to(tl.int64)
+    begin = 0
+    if WINDOW > 0:
+        begin = tl.maximum(n - WINDOW + 1, 0)
+    last = n
+    if MERGED:  # the row's prompt follows
+        last = n + tl.load(prompts + b)
+        prompt_start = tl.load(prompt_starts + b).to(tl.int64)
+    split = 0
+    if SPLITS > 1:
+        split = tl.program_id(2)
+        blocks = tl.maximum(tl.cdiv(last - begin, BLOCK_N), 1)
+        share = tl.cdiv(blocks, SPLITS)
+        used = tl.cdiv(blocks, share)
+        if split >= used:
+            return
+        begin += split * share * BLOCK_N
+        last = tl.minimum(last, begin + share * BLOCK_N)
     g = tl.arange(0, GP)
     gm = g < G
     d = tl.arange(0, DP)
@@ -244,20 +293,17 @@ def rope_decode_kernel(
     query = q.to(kind)
     key_scales = scales + h * scales_row + start
     value_scales = key_scales + H * scales_row
-    own = kv_cache + (start + n) * (2 * H * D) + columns
-    kept_k = keep(k, own, key_scales + n, dm, IS_INT8)
-    kept_v = keep(v, own + H * D, value_scales + n, dm, IS_INT8)
-    if PASS != 1:
+    largest = tl.full((GP,), -1e30, tl.float32)
+    total = tl.zeros((GP,), tl.float32)
+    acc = tl.zeros((GP, DP), tl.float32)
+    if split == 0:
+        own = kv_cache + (start + n) * (2 * H * D) + columns
+        kept_k = keep(k, own, key_scales + n, dm, IS_INT8)
+        kept_v = keep(v, own + H * D, value_scales + n, dm, IS_INT8)
         largest = capped(tl.sum(query.to(tl.float32) * kept_k[None, :], 1) * scale, CAP)
-        total = tl.full((GP,), 1.0, tl.float32)
-        acc = tl.zeros((GP, DP), tl.float32) + kept_v[None, :]
-        begin = 0
-        if WINDOW > 0:
-            begin = tl.maximum(n - WINDOW + 1, 0)
-        last = n
-        if MERGED:  # the row's prompt follows
-            last = n + tl.load(prompts + b)
-            prompt_start = tl.load(prompt_starts + b).to(tl.int64)
+        total += 1.0
+        acc += kept_v[None, :]
+    if PASS != 1:
         for first in range(begin, last, BLOCK_N):
             j = first + tl.arange(0, BLOCK_N)
             seen = j < last
@@ -274,6 +320,21 @@ def rope_decode_kernel(
             largest, total, shrink, p = softmax_step(scores, largest, total, AXIS=1)
             p = scaled(p, value_scales + (position - start), seen, 1, IS_INT8)
             acc = acc * shrink[:, None] + tl.dot(p.to(kind), values, input_precision="ieee")
-        tl.store(
-            out + b * (H * G * D) + q_at, (acc / total[:, None]).to(out.dtype.element_ty), mask=qm
-        )
+        is_last = True
+        if SPLITS > 1:
+            is_last = used == 1
+            if used > 1:
+                row = (b * H + h).to(tl.int64)
+                own_sums = sums + row * (SPLITS * 2 * GP) + g
+                own_partials = partials + row * (SPLITS * G * D) + g[:, None] * D + d[None, :]
+                tl.store(own_sums + split * (2 * GP), largest)
+                tl.store(own_sums + split * (2 * GP) + GP, total)
+                tl.store(own_partials + split * (G * D), acc, mask=qm)
+                tl.debug_barrier()
+                is_last = tl.atomic_add(counters + row, 1) == used - 1
+                if is_last:
+                    tl.store(counters + row, 0)
+                    acc, total = _together(own_partials, own_sums, used, qm, G * D, GP, DP, SPLITS)
+        if is_last:
+            at_out = out + b * (H * G * D) + q_at
+            tl.store(at_out, (acc / total[:, None]).to(out.dtype.element_ty), mask=qm)
