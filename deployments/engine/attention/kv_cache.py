@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 
 from deployments.engine.huge_pages import huge_zeros
-from deployments.engine.kernels.ops import Expansion, HeadNorm, Rope
+from deployments.engine.kernels.ops import Expansion, HeadNorm, Rope, rotate_
 
 # Rows begin at multiples of it, so that they lie alike in a layout of blocks (cpu/attention.py).
 ALIGNMENT = 16
@@ -203,7 +203,7 @@ class DecodeBatch:
 
 
 class NewPositions:
-    """Rotate a step's queries and keys, and write its keys and values to the cache.
+    """Norm and rotate a step's queries and keys, and write its keys and values to the cache.
 
     Args:
         rows: ascending. positions: own positions of each row filled so far.
@@ -216,13 +216,17 @@ class NewPositions:
         self._where = torch.tensor(where, device=device)
         self._ropes: dict[int, Rope] = {}  # made by the first layer that needs one, for all
 
-    def write(self, layer: int, qkv: torch.Tensor, rope: Rope | None) -> torch.Tensor:
+    def write(
+        self, layer: int, qkv: torch.Tensor, norm: HeadNorm | None, rope: Rope | None
+    ) -> torch.Tensor:
         """Write k and v of qkv (B, H * G + 2 H, D), and return its queries (B, H * G, D)."""
         heads, (rows, all_heads, dim) = self._cache.num_heads, qkv.shape
         num_queries = all_heads - 2 * heads
+        own = None
         if rope is not None:
             if id(rope) not in self._ropes:
                 self._ropes[id(rope)] = rope.at(self.positions)
-            self._ropes[id(rope)].apply_rotary_(qkv[:, : num_queries + heads])
+            own = self._ropes[id(rope)]
+        rotate_(qkv[:, : num_queries + heads], norm, own)
         self._cache.write(layer, self._where, qkv[:, num_queries:].view(rows, 2, heads, dim))
         return qkv[:, :num_queries]

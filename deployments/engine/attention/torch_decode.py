@@ -59,9 +59,7 @@ class HostDecodeAttention(abc.ABC):
         with_prompt: bool = False,
     ) -> torch.Tensor:
         assert expansion is None, "the LoRA batch adds its products itself"
-        if norm is not None:
-            norm.normalise_(qkv)
-        q = self._new.write(layer, qkv, rope)
+        q = self._new.write(layer, qkv, norm, rope)
         if with_prompt:
             return self._attend_merged(q, layer, window, scale, softcap)
         return self._attend_own(q, layer, bias, window, scale, softcap)

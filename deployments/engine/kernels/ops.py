@@ -48,18 +48,18 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return normed.mul_(weight)
 
 
-def normalise_(x: torch.Tensor, weight: torch.Tensor, eps: float, dims: tuple[int, ...]) -> None:
-    """Take the RMS norm of x (T, h, D) over `dims`, its last or its last two, in place, with weight
-    (h, D)."""
+def normalise_(x: torch.Tensor, weight: torch.Tensor, eps: float) -> None:
+    """Take the RMS norm of x (T, h, D) over all heads together, in place, with weight (h, D)."""
     if x.is_cuda and are_fused("cuda"):
-        _heads_kernel()(x, weight, eps, dims)
+        _heads_kernel()(x, weight, eps)
     else:
-        normalise_torch_(x, weight, eps, dims)
+        normalise_torch_(x, weight, eps, (-2, -1))
 
 
 def normalise_torch_(
     x: torch.Tensor, weight: torch.Tensor, eps: float, dims: tuple[int, ...]
 ) -> None:
+    """Take the RMS norm of x (T, h, D) over `dims` in place, with weight (h, D)."""
     length = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=torch.float32)
     size = math.prod(x.shape[dim] for dim in dims)
     x.mul_(length.square_().div_(size).add_(eps).rsqrt_()).mul_(weight)
@@ -148,7 +148,7 @@ def _norm_kernel() -> Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor
 
 
 @functools.cache
-def _heads_kernel() -> Callable[[torch.Tensor, torch.Tensor, float, tuple[int, ...]], None]:
+def _heads_kernel() -> Callable[[torch.Tensor, torch.Tensor, float], None]:
     from deployments.engine.kernels.triton_linear import normalise_
 
     return normalise_
@@ -211,9 +211,9 @@ class HeadNorm:
     weight: torch.Tensor
     eps: float
 
-    def normalise_(self, qkv: torch.Tensor) -> None:
-        """Take the norm of the first h heads of qkv (T, >= h, D) in place."""
-        normalise_(qkv[:, : len(self.weight)], self.weight, self.eps, (-1,))
+    def normalise_(self, x: torch.Tensor) -> None:
+        """Take the norm of each head of x (T, h, D) in place."""
+        normalise_torch_(x, self.weight, self.eps, (-1,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +238,24 @@ class Rope:
         first, second = x.chunk(2, -1)
         swapped = torch.cat([second, first], -1).mul_(self.sin[:, None])
         x.mul_(self.cos[:, None]).add_(swapped)
+
+
+def rotate_(x: torch.Tensor, norm: HeadNorm | None, rope: Rope | None) -> None:
+    """Norm each head of x (T, h, D) and rotate it in place; token t is at row t of `rope`."""
+    if are_fused(x.device.type):
+        _rotate_kernel()(x, norm, rope)
+        return
+    if norm is not None:
+        norm.normalise_(x)
+    if rope is not None:
+        rope.apply_rotary_(x)
+
+
+@functools.cache
+def _rotate_kernel() -> Callable[[torch.Tensor, HeadNorm | None, Rope | None], None]:
+    from deployments.engine.kernels.triton_rope import rotate_
+
+    return rotate_
 
 
 @dataclass(frozen=True, slots=True)

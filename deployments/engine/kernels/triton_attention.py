@@ -123,7 +123,7 @@ def _counters(device: torch.device) -> torch.Tensor:
 
 def _padded_groups(groups: int) -> int:
     """Return the rows of a tile for the query heads of one key/value head: tl.dot takes 16."""
-    return max(16, triton.next_power_of_2(groups))
+    return max(16, int(triton.next_power_of_2(groups)))
 
 
 def cross_attention(

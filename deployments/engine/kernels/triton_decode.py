@@ -10,6 +10,7 @@ import triton.language as tl
 from deployments.engine.kernels.triton_kv_cache import keep, scaled
 from deployments.engine.kernels.triton_lora import add_lora, stack_rows
 from deployments.engine.kernels.triton_overlap import after_earlier_kernels, launch_next
+from deployments.engine.kernels.triton_rope import normed
 
 
 @triton.jit
@@ -147,12 +148,6 @@ def decode_kernel(
 
 
 @triton.jit
-def _normed(x, inverse, weight, kind: tl.constexpr):
-    """Return x * inverse * weight in float32, rounded to `kind` behind each product."""
-    return ((x * inverse).to(kind).to(tl.float32) * weight).to(kind).to(tl.float32)
-
-
-@triton.jit
 def _together(
     partials, sums, used, mask, size, GP: tl.constexpr, DP: tl.constexpr, SPLITS: tl.constexpr
 ):
@@ -271,8 +266,8 @@ def rope_decode_kernel(
     if HAS_NORM:
         q_inverse = (1.0 / tl.sqrt(tl.sum(q * q, 1) / D + eps))[:, None]
         k_inverse = 1.0 / tl.sqrt(tl.sum(k * k, 0) / D + eps)
-        q = _normed(q, q_inverse, q_weight, kind)
-        k = _normed(k, k_inverse, k_weight, kind)
+        q = normed(q, q_inverse, q_weight, kind)
+        k = normed(k, k_inverse, k_weight, kind)
     if ROT > 0:
         q_other = tl.load(line + q_other_at, mask=rm, other=0.0).to(tl.float32)
         k_other = tl.load(keys_line + other_columns, mask=dr, other=0.0).to(tl.float32)
@@ -286,8 +281,8 @@ def rope_decode_kernel(
                 k_other, other_weights, other_columns, dr, shrunk, bk, slot, b, H * D, R, RC, P, PK
             )
         if HAS_NORM:
-            q_other = _normed(q_other, q_inverse, q_other_weight, kind)
-            k_other = _normed(k_other, k_inverse, k_other_weight, kind)
+            q_other = normed(q_other, q_inverse, q_other_weight, kind)
+            k_other = normed(k_other, k_inverse, k_other_weight, kind)
         q = q * cosine[None, :] + q_other * sine[None, :]
         k = k * cosine + k_other * sine
     query = q.to(kind)

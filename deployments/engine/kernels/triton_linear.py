@@ -95,15 +95,15 @@ def _linear_kernel(
 
 @triton.jit
 def _norm_kernel(x, weight, eps, x_row, K, BLOCK: tl.constexpr):
-    """Take the RMS norm of K numbers in place. Program (row, group of K numbers in it)."""
-    at = x + tl.program_id(0).to(tl.int64) * x_row + tl.program_id(1) * K
+    """Take the RMS norm of K numbers in place. Program (row)."""
+    at = x + tl.program_id(0).to(tl.int64) * x_row
     k = tl.arange(0, BLOCK)
     km = k < K
     xs = tl.load(at + k, mask=km, other=0.0).to(tl.float32)
     inverse = 1.0 / tl.sqrt(tl.sum(xs * xs, 0) / K + eps)
     kind = x.dtype.element_ty
     scaled = (xs * inverse).to(kind).to(tl.float32)
-    ws = tl.load(weight + tl.program_id(1) * K + k, mask=km, other=0.0).to(tl.float32)
+    ws = tl.load(weight + k, mask=km, other=0.0).to(tl.float32)
     tl.store(at + k, (scaled * ws).to(kind), mask=km)
 
 
@@ -152,12 +152,11 @@ def tiling(outputs: int, inputs: int) -> tuple[int, int]:
     return width, parts
 
 
-def normalise_(x: torch.Tensor, weight: torch.Tensor, eps: float, dims: tuple[int, ...]) -> None:
-    """Do ops.normalise_: x (T, h, D) over its last, or its last two dimensions, in place."""
-    groups = x.shape[1] if len(dims) == 1 else 1
-    size = x[0].numel() // groups
+def normalise_(x: torch.Tensor, weight: torch.Tensor, eps: float) -> None:
+    """Do ops.normalise_."""
+    size = x[0].numel()
     block = triton.next_power_of_2(size)
-    _norm_kernel[len(x), groups](
+    _norm_kernel[(len(x),)](
         x, weight, eps, x.stride(0), size, BLOCK=block, num_warps=max(1, min(8, block // 256))
     )
 

@@ -15,6 +15,7 @@ from deployments.engine.kernels.ops import (
     Rope,
     normalise_,
     rms_norm,
+    rotate_,
     whole_rows,
 )
 from deployments.engine.lora.layers import LoraBatch
@@ -173,43 +174,33 @@ class Layer:
     def project(
         self, x: torch.Tensor, lora: LoraBatch | None, *, is_normed: bool = False
     ) -> torch.Tensor:
-        """Return queries, keys and values of x (T, d) side by side, normed, not yet rotated.
+        """Return queries, keys and values of x (T, d) side by side, before the norm of single heads
+        and the rotation.
 
         is_normed: the norm before attention is not taken.
         """
-        qkv = self._projected(x, None if is_normed else self._before[0], lora)
-        if self.head_norm is not None:
-            self.head_norm.normalise_(qkv.view(len(x), -1, self._about.head_dim))
-        return qkv
-
-    def _projected(
-        self, x: torch.Tensor, norm: torch.Tensor | None, lora: LoraBatch | None
-    ) -> torch.Tensor:
-        """Do `project` without the norm of single heads."""
-        qkv = self._of_normed(self._qkv, x, norm, lora)
+        qkv = self._of_normed(self._qkv, x, None if is_normed else self._before[0], lora)
         heads = qkv.view(len(x), -1, self._about.head_dim)
         for columns, weight in self._norms_of_all:
-            normalise_(heads[:, columns], weight, self._about.eps, (-2, -1))
+            normalise_(heads[:, columns], weight, self._about.eps)
         return qkv
 
     def rotated(self, qkv: torch.Tensor, rope: Rope | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return queries (T, h, D), and keys and values (T, 2, H, D), of `project`, rotated by
-        token."""
+        """Return queries (T, h, D), and keys and values (T, 2, H, D), of `project`, normed by head
+        and rotated by token."""
         h, kv, dim = self._about.num_heads, self._about.num_kv_heads, self._about.head_dim
         heads = qkv.view(len(qkv), h + 2 * kv, dim)
-        if rope is not None:
-            rope.apply_rotary_(heads[:, : h + kv])
+        rotate_(heads[:, : h + kv], self.head_norm, rope)
         return heads[:, :h], heads[:, h:].view(len(qkv), 2, kv, dim)
 
     def before_attention(
         self, x: torch.Tensor, lora: LoraBatch | None
     ) -> tuple[torch.Tensor, Expansion | None]:
-        """Do `project`, but leave the norm of single heads to the attention. It also adds the LoRA
-        expansion, if any, where it can: not under a norm of all heads together, and not of one
-        module for queries, keys and values."""
+        """Do `project`, but leave the LoRA expansion, if any, to the attention where it can add it:
+        not under a norm of all heads together, and not of one module for all three."""
         norm = self._before[0]
         if norm is None or self._norms_of_all or self._about.architecture.is_fused:
-            return self._projected(x, norm, lora), None
+            return self.project(x, lora), None
         return self._qkv.before_attention(x, norm, self._about.eps, lora)
 
     def after_attention(

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from deployments.engine.kernels import ops
-from deployments.engine.kernels.ops import Expansion, Rope, Segment, prompt_blocks
+from deployments.engine.kernels.ops import Expansion, HeadNorm, Rope, Segment, prompt_blocks
 from tests.deployments.engine.kernels.test_kernels import (
     DEVICE,
     FUSED,
@@ -28,6 +28,7 @@ if FUSED:
         triton_linear,
         triton_lora,
         triton_prefill,
+        triton_rope,
     )
 
 pytestmark = needs_kernels
@@ -120,13 +121,39 @@ def test_a_norm_is_the_same_with_adapters_and_without(dtype: torch.dtype) -> Non
             assert torch.equal(both, normed), (rank, modules)
 
 
-@pytest.mark.parametrize("dims", [(-1,), (-2, -1)])
-def test_heads_are_normed_as_torch_does(dims: tuple[int, ...]) -> None:
+def test_heads_are_normed_together_as_torch_does() -> None:
     whole, weight = tensor(0, 5, 7, 24), tensor(1, 4, 24)
     expected, found = whole.clone(), whole.clone()
-    ops.normalise_torch_(expected[:, 1:5], weight, 1e-5, dims)
-    triton_linear.normalise_(found[:, 1:5], weight, 1e-5, dims)
+    ops.normalise_torch_(expected[:, 1:5], weight, 1e-5, (-2, -1))
+    triton_linear.normalise_(found[:, 1:5], weight, 1e-5)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("has_norm", [False, True])
+@pytest.mark.parametrize(("heads", "dim", "rotated"), [(40, 128, 128), (3, 24, 24), (9, 96, 48)])
+def test_heads_are_rotated_as_torch_does(
+    heads: int, dim: int, rotated: int, has_norm: bool, dtype: torch.dtype
+) -> None:
+    whole = tensor(0, 7, heads + 2, dim, dtype=dtype)
+    norm = HeadNorm(tensor(1, heads, dim, dtype=dtype), 0.3) if has_norm else None
+    rope = Rope(tensor(2, 7, rotated, dtype=dtype), tensor(3, 7, rotated, dtype=dtype))
+    expected, found = whole.clone(), whole.clone()
+    if norm is not None:
+        norm.normalise_(expected[:, 1:-1])
+    rope.apply_rotary_(expected[:, 1:-1])
+    triton_rope.rotate_(found[:, 1:-1], norm, rope)
+    assert _distance(found, expected) < TOLERANCE[dtype]
+    assert torch.equal(found[:, [0, -1]], whole[:, [0, -1]])
+    if norm is not None:
+        expected, found = whole.clone(), whole.clone()
+        norm.normalise_(expected[:, 1:-1])
+        triton_rope.rotate_(found[:, 1:-1], norm, None)
+        assert _distance(found, expected) < TOLERANCE[dtype]
+
+
+def _distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found.float() - wanted.float()).norm() / wanted.float().norm())
 
 
 @pytest.mark.parametrize("groups", [1, 3])
