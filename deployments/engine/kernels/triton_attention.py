@@ -10,7 +10,7 @@ import triton
 
 from deployments.engine.kernels.backend import launch_options, overlaps, shared_bytes
 from deployments.engine.kernels.ops import Expansion, HeadNorm, Rope
-from deployments.engine.kernels.tiles import decode_tile, padded, splits_of
+from deployments.engine.kernels.tiles import decode_tile, padded, rope_decode_tile
 from deployments.engine.kernels.triton_decode import decode_kernel, rope_decode_kernel
 from deployments.engine.kernels.triton_grouped_lora import lora_expand_add
 from deployments.engine.kernels.triton_kv_cache import scales_arguments
@@ -74,10 +74,9 @@ def decode_attention(
     out = torch.empty(rows, heads * groups * dim, dtype=qkv.dtype, device=qkv.device)
     first_columns = (0, heads * groups * dim, heads * (groups + 1) * dim)
     lora = _lora_arguments(qkv.flatten(1), expansion, first_columns, is_invariant=is_invariant)
-    tile = _tile(qkv, _FIXED_PROGRAMS if is_invariant else rows * heads)
+    programs = None if is_invariant else rows * heads
     scales = scales_arguments(kv_scales, qkv)
     cos, sin = (qkv, qkv) if rope is None else (rope.cos, rope.sin)
-    tile_splits = 1 if is_invariant else splits_of(rows * heads)
     norms = (qkv, 0.0) if norm is None else (norm.weight, norm.eps)
     for number in (1, 2) if shares_rows else (0,):
         if is_plain:
@@ -85,10 +84,11 @@ def decode_attention(
                 qkv, kv_cache, starts, lengths, qkv if bias is None else bias, out, scale,
                 qkv.stride(0), 0 if bias is None else bias.stride(0), *lora.tensors, *scales,
                 H=heads, D=dim, DP=padded(dim), APPEND=True, HAS_BIAS=bias is not None,
-                IS_INT8=kv_scales is not None, PASS=number, **lora.sizes, **tile,
+                IS_INT8=kv_scales is not None, PASS=number, **lora.sizes, **_tile(qkv, programs),
             )  # fmt: skip
             continue
-        splits = 1 if number == 1 else tile_splits
+        tile, most = _rope_tile(qkv, programs)
+        splits = 1 if number == 1 else most
         rope_decode_kernel[heads, rows, splits](
             qkv, kv_cache, starts, lengths, cos, sin, *norms, out, scale, qkv.stride(0),
             *lora.tensors, *scales, *(prompts or (starts, lengths)),
@@ -149,7 +149,7 @@ def cross_attention(
         *scales_arguments(kv_scales, q),
         H=heads, D=dim, DP=padded(dim), APPEND=False, HAS_BIAS=False,
         IS_INT8=kv_scales is not None, PASS=0, **lora.sizes,
-        **_tile(q, _FIXED_PROGRAMS if is_invariant else rows * heads),
+        **_tile(q, None if is_invariant else rows * heads),
     )  # fmt: skip
     return out
 
@@ -189,8 +189,15 @@ def _lora_arguments(
     return _LoraArguments((expansion.shrunk, expansion.slots, *stacks), sizes)
 
 
-def _tile(q: torch.Tensor, num_programs: int) -> dict[str, Any]:
+def _tile(q: torch.Tensor, num_programs: int | None) -> dict[str, Any]:
     """Return the sizes of a tile for q (B, heads, D), and how the kernel is launched."""
     device, dim, size = q.device, q.shape[2], q.element_size()
-    tile = decode_tile(num_programs, dim, size, shared_bytes(device))
+    tile = decode_tile(num_programs or _FIXED_PROGRAMS, dim, size, shared_bytes(device))
     return {**tile, "OVERLAPS": overlaps(device), **launch_options(device)}
+
+
+def _rope_tile(q: torch.Tensor, num_programs: int | None) -> tuple[dict[str, Any], int]:
+    """Return what `_tile` does for grouped queries, and into how many parts keys are cut."""
+    device, dim, size = q.device, q.shape[2], q.element_size()
+    tile, splits = rope_decode_tile(num_programs, dim, size, shared_bytes(device))
+    return {**tile, "OVERLAPS": overlaps(device), **launch_options(device)}, splits
