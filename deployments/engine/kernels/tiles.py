@@ -5,10 +5,11 @@ to 227 KiB (H100).
 """
 
 _FEWEST_KEYS = 16  # tl.dot takes no fewer
-_SOME_PROGRAMS = 32
+_FEW_PROGRAMS, _SOME_PROGRAMS = 16, 64
 _MANY_PROGRAMS = 512
 _MULTIPROCESSORS = 132  # of an H100 or H200
-_MOST_SPLITS = 8
+_MOST_SPLITS = 8  # parts of the keys of one program
+_FEWEST_BLOCKS = 4  # of a part, where programs are not few
 _MANY_MORE = 2048
 # Shared memory over the bytes of one block of keys, as Triton 3.6 and 3.7 compile the kernels for
 # sm_80 and sm_90: two blocks of keys and two of values are under way, beside smaller things.
@@ -45,9 +46,10 @@ def decode_tile(
 
 def rope_decode_tile(
     num_programs: int | None, dim: int, itemsize: int, shared_bytes: int | None
-) -> tuple[dict[str, int], int]:
+) -> tuple[dict[str, int], int, int]:
     """Return the tile sizes of the decode kernel for grouped queries, measured on an H200
-    (docs/engine.md), and into how many parts it cuts the keys of each program.
+    (docs/engine.md), into how many parts it cuts the keys of each program at most, and the fewest
+    blocks of a part.
 
     Args:
         num_programs: None: any number, with one order of sums; the others are those of
@@ -55,19 +57,19 @@ def rope_decode_tile(
     """
     keys, warps, most = 128, 4, _MULTIPROCESSORS
     if num_programs is None:
-        keys, warps, num_programs = 64, 2 if dim <= 128 else 4, _MANY_MORE
+        keys, warps, num_programs = 64, 2 if dim <= 128 else _WIDE_WARPS, most
     elif dim > 128:
         keys = 64 if num_programs < _MANY_MORE else 32
     elif dim <= 64 and num_programs >= _SOME_PROGRAMS:
-        keys, warps, most = 32, 1, 8 * _MULTIPROCESSORS
-    elif num_programs > _MULTIPROCESSORS:
-        keys, warps = (32, 1) if num_programs < _MANY_PROGRAMS else (64, 2)
+        keys, warps, most = 32, 1, 8 * most
+    elif num_programs >= _MANY_PROGRAMS:
+        keys, warps = 64, 2
     splits = 1
     while splits < _MOST_SPLITS and 2 * splits * num_programs <= most:
         splits *= 2
     key_bytes = padded(dim) * itemsize
     tile = {"BLOCK_N": _fewer(keys, _DECODE_BLOCKS * key_bytes, shared_bytes), "num_warps": warps}
-    return tile, splits
+    return tile, splits, 1 if num_programs <= _FEW_PROGRAMS else _FEWEST_BLOCKS
 
 
 def prefill_tile(

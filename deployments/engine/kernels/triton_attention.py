@@ -87,14 +87,14 @@ def decode_attention(
                 IS_INT8=kv_scales is not None, PASS=number, **lora.sizes, **_tile(qkv, programs),
             )  # fmt: skip
             continue
-        tile, most = _rope_tile(qkv, programs)
+        tile, most, fewest = _rope_tile(qkv, programs)
         splits = 1 if number == 1 else most
         rope_decode_kernel[heads, rows, splits](
             qkv, kv_cache, starts, lengths, cos, sin, *norms, out, scale, qkv.stride(0),
             *lora.tensors, *scales, *(prompts or (starts, lengths)),
             *_scratch(splits, rows * heads, groups, qkv),
-            MERGED=prompts is not None, HAS_NORM=norm is not None, SPLITS=splits, H=heads, G=groups,
-            GP=_padded_groups(groups), D=dim, DP=padded(dim),
+            MERGED=prompts is not None, HAS_NORM=norm is not None, SPLITS=splits, FEWEST=fewest,
+            H=heads, G=groups, GP=_padded_groups(groups), D=dim, DP=padded(dim),
             ROT=0 if rope is None else cos.shape[1], WINDOW=window or 0, CAP=softcap or 0.0,
             IS_INT8=kv_scales is not None, PASS=number, **lora.sizes, **tile,
         )  # fmt: skip
@@ -196,8 +196,8 @@ def _tile(q: torch.Tensor, num_programs: int | None) -> dict[str, Any]:
     return {**tile, "OVERLAPS": overlaps(device), **launch_options(device)}
 
 
-def _rope_tile(q: torch.Tensor, num_programs: int | None) -> tuple[dict[str, Any], int]:
-    """Return what `_tile` does for grouped queries, and into how many parts keys are cut."""
+def _rope_tile(q: torch.Tensor, num_programs: int | None) -> tuple[dict[str, Any], int, int]:
+    """Return what `_tile` does, and how keys are cut, for grouped queries (rope_decode_tile)."""
     device, dim, size = q.device, q.shape[2], q.element_size()
-    tile, splits = rope_decode_tile(num_programs, dim, size, shared_bytes(device))
-    return {**tile, "OVERLAPS": overlaps(device), **launch_options(device)}, splits
+    tile, most, fewest = rope_decode_tile(num_programs, dim, size, shared_bytes(device))
+    return {**tile, "OVERLAPS": overlaps(device), **launch_options(device)}, most, fewest

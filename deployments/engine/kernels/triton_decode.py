@@ -182,16 +182,16 @@ def rope_decode_kernel(
     qkv, kv_cache, starts, lengths, cos, sin, norm, eps, out, scale, qkv_row, shrunk, slots, bq, bk,
     bv, scales, scales_row, prompt_starts, prompts, partials, sums, counters,
     MERGED: tl.constexpr, HAS_NORM: tl.constexpr, SPLITS: tl.constexpr,
-    H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    ROT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, BLOCK_N: tl.constexpr,
-    R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr,
+    FEWEST: tl.constexpr, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr,
+    DP: tl.constexpr, ROT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
+    BLOCK_N: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr,
     PV: tl.constexpr, OVERLAPS: tl.constexpr, IS_INT8: tl.constexpr, PASS: tl.constexpr,
 ):  # fmt: skip
     """Attend with G query heads (padded to GP >= 16) for a key/value head. Program (h, b, split).
 
-    The keys are cut into at most SPLITS parts of whole blocks; the program that ends last puts them
-    together, as Flash-Decoding does (Dao et al. 2023). The first ROT dimensions of a head are
-    rotated. WINDOW and CAP are 0 for none. HAS_NORM: queries and keys are normed first. What no
+    The keys are cut into at most SPLITS parts of FEWEST blocks or more, which the last program to
+    end puts together, as Flash-Decoding does (Dao et al. 2023). The first ROT dimensions of a head
+    are rotated. WINDOW and CAP are 0 for none. HAS_NORM: queries and keys are normed first. What no
     kernel of this step writes is read before earlier ones end. PASS: 1 only writes keys and values.
     """
     launch_next(OVERLAPS)
@@ -207,13 +207,12 @@ def rope_decode_kernel(
         last = n + tl.load(prompts + b)
         prompt_start = tl.load(prompt_starts + b).to(tl.int64)
     split = 0
+    used = 1
     if SPLITS > 1:
         split = tl.program_id(2)
         blocks = tl.maximum(tl.cdiv(last - begin, BLOCK_N), 1)
-        share = tl.cdiv(blocks, SPLITS)
+        share = tl.maximum(tl.cdiv(blocks, SPLITS), FEWEST)
         used = tl.cdiv(blocks, share)
-        if split >= used:
-            return
         begin += split * share * BLOCK_N
         last = tl.minimum(last, begin + share * BLOCK_N)
     g = tl.arange(0, GP)
@@ -248,6 +247,8 @@ def rope_decode_kernel(
         if ROT > 0:
             q_other_weight = tl.load(norm + q_other_at, mask=rm, other=0.0).to(tl.float32)
             k_other_weight = tl.load(keys_norm + other_columns, mask=dr, other=0.0).to(tl.float32)
+    if split >= used:
+        return
     after_earlier_kernels(OVERLAPS)
     q = tl.load(line + q_at, mask=qm, other=0.0).to(tl.float32)
     keys_line = line + H * G * D

@@ -16,7 +16,6 @@ from deployments.engine.lora.layers import LoraStack
 # its norm, which reads A for every row: more ranks where rows are few (docs/engine.md).
 _FEW_RANKS, _MORE_RANKS = 16, 64
 _FEW_ROWS = 64
-MODE = 0
 
 
 class TritonLoraBatch:
@@ -52,8 +51,7 @@ class TritonLoraBatch:
         return (a, self._slots) if 0 < ranks <= self._few_ranks else None
 
     def expanded(self, layer: str, shrunk: torch.Tensor) -> Expansion:
-        groups = self._groups if MODE == 2 else None
-        return Expansion(shrunk, self._columns(layer), self._slots, groups)
+        return Expansion(shrunk, self._columns(layer), self._slots)
 
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float

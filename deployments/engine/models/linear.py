@@ -181,12 +181,6 @@ class FusedLinear(AdaptedLinear):
             x = rms_norm(x, weight, eps)
         if lora is not None and expansion is None:
             expansion = lora.shrink(self.name, x)
-        from deployments.engine.lora import triton_batch
-
-        if triton_batch.MODE == 1 and expansion is not None and expansion.groups is None:
-            import dataclasses
-
-            expansion = dataclasses.replace(expansion, groups=lora._groups)
         product = self._adding(lora, expansion)
         if isinstance(self._product, KernelProduct) and not is_adapted:
             product = self._product

@@ -11,7 +11,8 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -52,9 +53,14 @@ def step_times(
     prompt_tokens: int,
     num_steps: int,
     weights: int,
+    without_residents: Mapping[int, float] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """Return one line for each batch size; milliseconds are means over `num_steps` steps (on a CPU
-    at most 50), and the medians of some runs."""
+    at most 50), and the medians of some runs.
+
+    Args:
+        without_residents: what `plain_steps` returned, if it was asked.
+    """
     num_steps = min(num_steps, _MOST_STEPS[decoder.device.type])
     bandwidth = _copy_bandwidth(decoder.device)
     bytes_per_position = decoder.num_kv_bytes / (sum(decoder.capacities) + 16)
@@ -78,7 +84,29 @@ def step_times(
                 "lora_cost_pairs": len(pairs),
             }
         )
+        if rows in without_residents:
+            least = without_residents[rows]
+            lines[-1]["step_ms_none_resident"] = round(least, 3)
+            lines[-1]["lora_cost_over_none_resident"] = round(step_ms / least - 1, 4)
     return lines
+
+
+def plain_steps(
+    decoder: ModelRunner, *, num_rows: Sequence[int], prompt_tokens: int, num_steps: int
+) -> dict[int, float]:
+    """Return the milliseconds of a step by batch size, before any adapter is resident.
+
+    Empty on a CPU, where a step none of whose rows has an adapter computes nothing for adapters. A
+    captured step on a GPU runs their kernels once one was loaded, whoever asks.
+    """
+    if decoder.device.type == "cpu":
+        return {}
+    return {
+        rows: statistics.median(
+            time_steps(decoder, rows, [None], prompt_tokens, num_steps) for _ in range(_LEAST_PAIRS)
+        )
+        for rows in num_rows
+    }
 
 
 def _in_turn(

@@ -22,7 +22,12 @@ from scripts.benchmarks.bases.models import load_base
 from scripts.benchmarks.command import settings_of
 from scripts.benchmarks.in_process.busy_cores import measure_beside_others
 from scripts.benchmarks.in_process.continuous_batching import ContinuousBatching
-from scripts.benchmarks.in_process.decode_steps import step_times, time_steps, weight_bytes
+from scripts.benchmarks.in_process.decode_steps import (
+    plain_steps,
+    step_times,
+    time_steps,
+    weight_bytes,
+)
 from scripts.benchmarks.in_process.engine_runs import (
     answer_all,
     fast_decoder,
@@ -91,21 +96,21 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "num_rows": [n for n in args.batch_sizes if n <= args.rows],
         "prompt_tokens": args.prompt_tokens,
         "num_steps": args.output_tokens - 8,
-        "weights": weights,
     }
+    plain = plain_steps(decoder, **step_settings)
     kv_bytes = decoder.num_kv_bytes // (sum(decoder.capacities) + SCRATCH_POSITIONS)
     adapters = make_resident(decoder, list(folders.values()), args.adapters)
-    steps = step_times(decoder, adapters, **step_settings)
+    steps = step_times(decoder, adapters, **step_settings, weights=weights, without_residents=plain)
     beside = [
         measure_beside_others(decoder, rows, args.beside_s / 2)
         for rows in (1, args.rows)
         if args.beside_s
     ]
     engine = start_engine(decoder, requests, args.rows, args.prefill_tokens)
-    plain = [dataclasses.replace(request, adapter=None) for request in requests]
+    base_only = [dataclasses.replace(request, adapter=None) for request in requests]
     sides |= {
         "engine_mixed": lambda: _engine_side(engine, requests),
-        "engine_no_adapters": lambda: _engine_side(engine, plain),
+        "engine_no_adapters": lambda: _engine_side(engine, base_only),
         "engine_one_stream": lambda: _engine_side(engine, requests[:1]),
     }
     if peers:
