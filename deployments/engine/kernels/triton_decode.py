@@ -181,10 +181,10 @@ def _together(
 def rope_decode_kernel(
     qkv, kv_cache, starts, lengths, cos, sin, norm, eps, out, scale, qkv_row, shrunk, slots, bq, bk,
     bv, scales, scales_row, prompt_starts, prompts, partials, sums, counters,
-    MERGED: tl.constexpr, HAS_NORM: tl.constexpr, SPLITS: tl.constexpr,
-    FEWEST: tl.constexpr, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr,
-    DP: tl.constexpr, ROT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
-    BLOCK_N: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr,
+    MERGED: tl.constexpr, HAS_NORM: tl.constexpr, SPLITS: tl.constexpr, FEWEST: tl.constexpr,
+    H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    ROT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, BLOCK_N: tl.constexpr,
+    R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr,
     PV: tl.constexpr, OVERLAPS: tl.constexpr, IS_INT8: tl.constexpr, PASS: tl.constexpr,
 ):  # fmt: skip
     """Attend with G query heads (padded to GP >= 16) for a key/value head. Program (h, b, split).
