@@ -150,13 +150,14 @@ def _expand_kernel(
 
 @triton.jit
 def _expand_gated_kernel(
-    y, out, shrunk, gate_b, value_b, order, tiles, F, GATE: tl.constexpr, VALUE: tl.constexpr,
-    P: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    IS_SILU: tl.constexpr, OVERLAPS: tl.constexpr,
+    y, out, shrunk, gate_b, value_b, gate_n, value_n, first_value, order, tiles, F,
+    GATE: tl.constexpr, VALUE: tl.constexpr, P: tl.constexpr, R: tl.constexpr, RC: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, IS_SILU: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """Compute BN columns of act(gate) * value for a tile. Program (tile, columns).
 
-    GATE, VALUE: the modules whose adapters are added first; -1 for none.
+    GATE, VALUE: the modules whose adapters are added first, perhaps one for both; -1 for none. They
+    have gate_n and value_n columns; the values begin at column `first_value` of theirs.
     """
     launch_next(OVERLAPS)
     after_earlier_kernels(OVERLAPS)
@@ -172,9 +173,14 @@ def _expand_gated_kernel(
     value = tl.load(at + F, mask=mask, other=0.0).to(tl.float32)
     if slot != 0:
         if GATE >= 0:
-            gate += _expanded(shrunk, gate_b, slot, rows, im, c, F, GATE, kind, P, R, RC, BM, BN)
+            gate += _expanded(
+                shrunk, gate_b, slot, rows, im, c, gate_n, GATE, kind, P, R, RC, BM, BN
+            )
         if VALUE >= 0:
-            value += _expanded(shrunk, value_b, slot, rows, im, c, F, VALUE, kind, P, R, RC, BM, BN)
+            value += _expanded(
+                shrunk, value_b, slot, rows, im, first_value + c, value_n, VALUE, kind, P, R, RC,
+                BM, BN,
+            )  # fmt: skip
     acted = activated(gate.to(kind).to(tl.float32), IS_SILU).to(kind).to(tl.float32)
     product = acted * value.to(kind).to(tl.float32)
     tl.store(out + rows[:, None] * F + c[None, :], product.to(kind), mask=mask)
@@ -232,18 +238,27 @@ def lora_expand_gated(y: torch.Tensor, expansion: Expansion, activation: str) ->
     are grouped."""
     groups, width = expansion.groups, y.shape[1] // 2
     assert groups is not None, "rows that are not grouped"
-    module_at = {start: i for i, (start, _) in enumerate(expansion.stacks)}
-    gate, value = module_at.get(0, -1), module_at.get(width, -1)
+    gate, value = (_module_with(column, expansion) for column in (0, width))
     stacks = [y if i < 0 else expansion.stacks[i][1] for i in (gate, value)]
+    first_value = 0 if value < 0 else width - expansion.stacks[value][0]
     out = torch.empty(len(y), width, dtype=y.dtype, device=y.device)
     _expand_gated_kernel[len(groups.tiles), triton.cdiv(width, _COLUMNS)](
-        y, out, expansion.shrunk, *stacks, groups.order, groups.tiles, width,
+        y, out, expansion.shrunk, *stacks, *(b.shape[-1] for b in stacks), first_value,
+        groups.order, groups.tiles, width,
         GATE=gate, VALUE=value, P=len(expansion.stacks), R=expansion.rank,
         RC=_ranks_together(expansion.rank), BM=groups.tile_rows, BN=_COLUMNS,
         IS_SILU=activation == "silu", OVERLAPS=overlaps(y.device), num_warps=4,
         **launch_options(y.device),
     )  # fmt: skip
     return out
+
+
+def _module_with(column: int, expansion: Expansion) -> int:
+    """Return the number of the module that this column belongs to; -1 if none is adapted there."""
+    for number, (first, b) in enumerate(expansion.stacks):
+        if first <= column < first + b.shape[2]:
+            return number
+    return -1
 
 
 def _ranks_together(rank: int) -> int:

@@ -70,6 +70,9 @@ class LoraBatch(Protocol):
     def expanded(self, layer: str, shrunk: torch.Tensor) -> Expansion:
         """Return what that kernel's product with A (B, P, R) becomes part of."""
 
+    def gated(self, expansion: Expansion, y: torch.Tensor, activation: str) -> torch.Tensor:
+        """Return gated_activation, one of GATED, of y (T, 2 F) with this expansion added."""
+
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, Expansion | None]:
@@ -104,6 +107,9 @@ class AddedLater:
 
     def expanded(self, layer: str, shrunk: torch.Tensor) -> Expansion:
         raise AssertionError("no kernel takes the ranks of this batch")
+
+    def gated(self, expansion: Expansion, y: torch.Tensor, activation: str) -> torch.Tensor:
+        raise AssertionError("this batch makes no expansion")
 
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float

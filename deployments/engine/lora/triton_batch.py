@@ -7,7 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from deployments.engine.kernels.ops import Expansion, RowGroups, rms_norm
-from deployments.engine.kernels.triton_grouped_lora import lora_expand_add, lora_shrink
+from deployments.engine.kernels.triton_grouped_lora import (
+    lora_expand_add,
+    lora_expand_gated,
+    lora_shrink,
+)
 from deployments.engine.kernels.triton_groups import group_rows
 from deployments.engine.kernels.triton_lora import MAX_NORM_COLUMNS, norm_shrink
 from deployments.engine.lora.layers import LoraStack
@@ -52,6 +56,10 @@ class TritonLoraBatch:
 
     def expanded(self, layer: str, shrunk: torch.Tensor) -> Expansion:
         return Expansion(shrunk, self._columns(layer), self._slots)
+
+    def gated(self, expansion: Expansion, y: torch.Tensor, activation: str) -> torch.Tensor:
+        own = dataclasses.replace(expansion, groups=self._groups)
+        return lora_expand_gated(y, own, activation)
 
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float

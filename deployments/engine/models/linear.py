@@ -167,7 +167,8 @@ class FusedLinear(AdaptedLinear):
     ) -> torch.Tensor:
         """Return gated_activation of `after_norm` (T, out / 2); without a norm if it has no weight.
 
-        It is one kernel where the product is and adds the adapters itself.
+        It is one kernel where the product is and adds the adapters itself, and two where they are
+        added afterwards.
         """
         expansion = None
         is_adapted = lora is not None and lora.adapts(self.name)
@@ -186,6 +187,9 @@ class FusedLinear(AdaptedLinear):
             product = self._product
         if product is not None and activation in GATED:
             return product.gated(x, activation, expansion)
+        if expansion is not None and activation in GATED and not self._is_rescaled(lora):
+            assert lora is not None, "an expansion of no adapters"
+            return lora.gated(expansion, self._product(x), activation)
         return gated_activation(self._adapted(x, lora, expansion), activation)
 
     def before_attention(

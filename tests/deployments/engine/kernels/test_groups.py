@@ -146,7 +146,7 @@ def test_a_product_adds_its_adapters(
     assert distance(found, both) < TOLERANCE[DTYPE]
 
 
-@pytest.mark.parametrize("starts", [{0: 52, 52: 52}, {0: 52}, {52: 52}], ids=str)
+@pytest.mark.parametrize("starts", [{0: 52, 52: 52}, {0: 52}, {52: 52}, {0: 104}], ids=str)
 @pytest.mark.parametrize("way", TILES)
 def test_a_gated_product_adds_its_adapters(
     way: str, starts: dict[int, int], monkeypatch: pytest.MonkeyPatch
