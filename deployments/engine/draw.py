@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from deployments.engine.device_copies import numbers_on
 from deployments.engine.request import SamplingParams
 
 _MASK_64 = (1 << 64) - 1
@@ -22,18 +23,18 @@ def draw(
         numbers: a random one in [0, 1) for each row.
     """
     device = scores.device
-    temperature = torch.tensor([p.temperature or 1.0 for p in params], device=device)
+    temperature = numbers_on(device, [p.temperature or 1.0 for p in params])
     ordered, ids = torch.sort(scores / temperature[:, None], dim=-1, descending=True)
-    num_kept = torch.tensor([p.top_k or scores.shape[1] for p in params], device=device)
+    num_kept = numbers_on(device, [p.top_k or scores.shape[1] for p in params])
     smallest = ordered.gather(1, num_kept.clamp(max=scores.shape[1])[:, None] - 1)
     ordered = ordered.masked_fill(ordered < smallest, -torch.inf)
     probabilities = ordered.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
-    top_p = torch.tensor([p.top_p for p in params], device=device)[:, None]
+    top_p = numbers_on(device, [p.top_p for p in params])[:, None]
     # The most likely token stays whatever top_p is.
     outside = (before >= top_p) & (torch.arange(scores.shape[1], device=device) > 0)
     mass = probabilities.masked_fill(outside, 0.0).cumsum(-1)
-    target = torch.tensor(numbers, device=device)[:, None] * mass[:, -1:]
+    target = numbers_on(device, numbers)[:, None] * mass[:, -1:]
     at = torch.searchsorted(mass, target, right=True)
     last = (mass < mass[:, -1:]).sum(-1, keepdim=True)
     return ids.gather(1, torch.minimum(at, last)).squeeze(1)

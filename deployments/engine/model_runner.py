@@ -21,6 +21,7 @@ from deployments.engine.attention.prefill import Chunk, Draft, last_states, pref
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs, RowInputs
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.detokenizer import text_decoder, token_bytes
+from deployments.engine.device_copies import numbers_on
 from deployments.engine.errors import EngineError
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.lora.peft_reader import PeftReader
@@ -287,7 +288,7 @@ class ModelRunner(AdapterLoader):
     def _tell_tokens(self) -> None:
         """Give the device the newest tokens that only the host has."""
         if self._untold:
-            told = torch.tensor([*self._untold.items()]).to(self.device)
+            told = numbers_on(self.device, [*self._untold.items()])
             self._tokens[told[:, 0]] = told[:, 1]
             self._untold = {}
 
@@ -335,7 +336,7 @@ class ModelRunner(AdapterLoader):
 
     def _decode(self, rows: Sequence[int]) -> torch.Tensor:
         """Take these rows one step further and return their tokens (B,)."""
-        tokens = self._tokens[torch.tensor(rows, device=self._model.device)]
+        tokens = self._tokens[numbers_on(self.device, rows)]
         logits = self._decoded_logits(rows, tokens, [self._states[row].length for row in rows])
         for row in rows:
             self._states[row].length += 1
@@ -386,7 +387,7 @@ class ModelRunner(AdapterLoader):
             self._masks.picked(rows, tokens)
         if found is not None:
             self._scorer.picked(found, rows, tokens)
-        self._tokens[torch.tensor(rows, device=self._model.device)] = tokens
+        self._tokens[numbers_on(self.device, rows)] = tokens
         return tokens
 
     def _new_cache(self, capacities: Sequence[int]) -> KvCache:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from deployments.engine.device_copies import numbers_on, on_device
 from deployments.engine.draw import draw, uniform
 from deployments.engine.errors import EngineError
 from deployments.engine.request import ForcedTokens, SamplingParams, TokenScore
@@ -58,12 +59,13 @@ class Sampler:
         if params.no_repeat_ngram_size:
             history = torch.zeros(len(context) + params.num_steps, dtype=torch.long)
             history[: len(context)] = torch.tensor(list(context), dtype=torch.long)
-            self._history[row] = history.to(self._device)
+            self._history[row] = on_device(history, self._device)
         if params.repetition_penalty != 1:
             if self._seen is None:
                 self._seen = torch.zeros(self._shape, dtype=torch.bool, device=self._device)
             self._seen[row].zero_()
-            self._seen[row, list(set(context))] = True
+            said = torch.tensor(list(set(context)), dtype=torch.long)
+            self._seen[row].index_fill_(0, on_device(said, self._device), True)
 
     def free(self, row: int) -> None:
         self._rows.pop(row, None)
@@ -102,7 +104,7 @@ class Sampler:
         tokens = _largest(logits)
         special = [i for i, row in enumerate(rows) if not self.is_argmax([row])]
         if special:
-            index = torch.tensor(special, device=self._device)
+            index = numbers_on(self._device, special)
             chosen = [states[i] for i in special]
             scores = logits.index_select(0, index).float()
             scores = self._penalised(scores, chosen, [rows[i] for i in special])
@@ -111,10 +113,10 @@ class Sampler:
                 greedy = [state.params.is_greedy for state in chosen]
                 numbers = [uniform(state.seed, state.num_picked) for state in chosen]
                 drawn = draw(scores, [state.params for state in chosen], numbers)
-                picked = torch.where(torch.tensor(greedy, device=self._device), picked, drawn)
+                picked = torch.where(numbers_on(self._device, greedy), picked, drawn)
             forced = [self._forced_token(rows[i]) for i in special]
             if any(token is not None for token in forced):
-                kept = torch.tensor([-1 if t is None else t for t in forced], device=self._device)
+                kept = numbers_on(self._device, [-1 if t is None else t for t in forced])
                 picked = torch.where(kept < 0, picked, kept)
             tokens = tokens.index_copy(0, index, picked)
         self._count(states, rows, tokens)
@@ -126,9 +128,9 @@ class Sampler:
         """Apply penalties as transformers does. (B, V)"""
         penalties = [state.params.repetition_penalty for state in states]
         if self._seen is not None and any(penalty != 1 for penalty in penalties):
-            penalty = torch.tensor(penalties, device=self._device)[:, None]
+            penalty = numbers_on(self._device, penalties)[:, None]
             lowered = torch.where(scores < 0, scores * penalty, scores / penalty)
-            seen = self._seen[torch.tensor(rows, device=self._device)] & (penalty != 1)
+            seen = self._seen[numbers_on(self._device, rows)] & (penalty != 1)
             scores = torch.where(seen, lowered, scores)
         for i, (state, row) in enumerate(zip(states, rows, strict=True)):
             if state.params.no_repeat_ngram_size:
@@ -150,8 +152,8 @@ class Sampler:
         """Set the end-of-sequence logits of rows below their minimum length to -inf, in place."""
         blocked = [i for i, row in enumerate(rows) if self.blocks_eos(row)]
         if blocked:
-            at = torch.tensor(blocked, device=self._device)[:, None]
-            logits[at, torch.tensor(self._eos_ids, device=self._device)] = -torch.inf
+            at = numbers_on(self._device, blocked)[:, None]
+            logits[at, numbers_on(self._device, self._eos_ids)] = -torch.inf
 
     def _count(self, states: Sequence[_Row], rows: Sequence[int], tokens: torch.Tensor) -> None:
         penalised = []
@@ -162,8 +164,8 @@ class Sampler:
             if state.params.repetition_penalty != 1:
                 penalised.append(i)
         if penalised and self._seen is not None:
-            index = torch.tensor(penalised, device=self._device)
-            at = torch.tensor([rows[i] for i in penalised], device=self._device)
+            index = numbers_on(self._device, penalised)
+            at = numbers_on(self._device, [rows[i] for i in penalised])
             self._seen[at, tokens[index]] = True
 
 

@@ -11,6 +11,7 @@ import torch
 from deployments.engine.attention.int8_kv_cache import dequantise
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.attention.prompt_masks import MaskRule, QueryBlock, first_seen, query_blocks
+from deployments.engine.device_copies import numbers_on, on_device
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.kernels.ops import Segment, attend, prompt_blocks
 from deployments.engine.request import PrefillChunk
@@ -120,12 +121,12 @@ class PrefillInputs:
         Args:
             is_invariant: no token's result depends on what is read beside it.
         """
-        tokens, positions, where, _ = self.lines.to(device).unbind()
+        tokens, positions, where, _ = on_device(self.lines, device).unbind()
         attention: PrefillAttention = TorchPrefillAttention(self.segments)
         if are_fused(device.type):
             from deployments.engine.kernels.triton_prefill import prefill_attention
 
-            blocks = prompt_blocks(self.segments).to(device)
+            blocks = on_device(prompt_blocks(self.segments), device)
             attention = functools.partial(prefill_attention, blocks=blocks)
         elif is_invariant:
             from deployments.engine.cpu.row_batches import RowPrefillAttention
@@ -196,4 +197,4 @@ def last_states(states: torch.Tensor, chunks: Sequence[PrefillChunk]) -> torch.T
     """Return the last state (n, d) of each chunk that ends its prompt, from states (T, d)."""
     stops = itertools.accumulate(chunk.stop - chunk.start for chunk in chunks)
     last = [stop - 1 for stop, chunk in zip(stops, chunks, strict=True) if chunk.is_last]
-    return states[torch.tensor(last, device=states.device)]
+    return states[numbers_on(states.device, last)]

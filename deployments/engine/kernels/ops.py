@@ -211,10 +211,6 @@ class HeadNorm:
     weight: torch.Tensor
     eps: float
 
-    def normalise_(self, x: torch.Tensor) -> None:
-        """Take the norm of each head of x (T, h, D) in place."""
-        normalise_torch_(x, self.weight, self.eps, (-1,))
-
 
 @dataclass(frozen=True, slots=True)
 class Rope:
@@ -246,7 +242,7 @@ def rotate_(x: torch.Tensor, norm: HeadNorm | None, rope: Rope | None) -> None:
         _rotate_kernel()(x, norm, rope)
         return
     if norm is not None:
-        norm.normalise_(x)
+        normalise_torch_(x, norm.weight, norm.eps, (-1,))
     if rope is not None:
         rope.apply_rotary_(x)
 

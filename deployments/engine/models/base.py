@@ -10,6 +10,7 @@ from deployments.engine.attention.int8_kv_cache import SCALE_DTYPE, Int8KvCache
 from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
 from deployments.engine.attention.torch_decode import TorchDecodeAttention
+from deployments.engine.device_copies import numbers_on
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.lora.layers import LoraBatch, LoraLayer
 from deployments.engine.lora.pool import LoraPool
@@ -127,7 +128,7 @@ class TorchBatches:
             own = [slot for slot, count in zip(slots, counts, strict=True) for _ in range(count)]
         if not in_kernels:
             return pool.row_batch(own)
-        all_slots = torch.tensor(own, device=self.device)
+        all_slots = numbers_on(self.device, own)
         return pool.triton_batch(all_slots, is_invariant=self.is_invariant)
 
     def decode_batch(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from deployments.engine.device_copies import numbers_on
 from deployments.engine.request import PrefillChunk, SamplingParams, TokenScore
 
 _AT_ONCE = 64  # positions of a prompt whose logits are held at the same time
@@ -84,7 +85,7 @@ class Scorer:
         for start in range(chunk.start, stop, _AT_ONCE):
             end = min(start + _AT_ONCE, stop)
             logits = logits_of(states[start - chunk.start : end - chunk.start])
-            following = torch.tensor(prompt[start + 1 : end + 1], device=logits.device)
+            following = numbers_on(logits.device, prompt[start + 1 : end + 1])
             size = len(following)
             counts = [self._counts[chunk.row]] * size
             logprobs = logits.float().log_softmax(-1)
@@ -98,7 +99,7 @@ class Scorer:
         asking = [i for i, row in enumerate(rows) if row in self._counts]
         if not asking:
             return None
-        chosen = logits[torch.tensor(asking, device=logits.device)]
+        chosen = logits[numbers_on(logits.device, asking)]
         return asking, chosen.float().log_softmax(-1)
 
     def picked(
@@ -109,7 +110,7 @@ class Scorer:
         of_rows = [rows[i] for i in asking]
         for row in of_rows:
             self._made += self._prompts.pop(row, [])
-        picked = tokens[torch.tensor(asking, device=tokens.device)]
+        picked = tokens[numbers_on(tokens.device, asking)]
         self._made.append(scored(logprobs, picked, of_rows, [self._counts[r] for r in of_rows]))
 
     def take(self) -> list[Scored]:

@@ -9,6 +9,7 @@ import torch
 from llguidance import LLExecutor, LLMatcher
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 
+from deployments.engine.device_copies import numbers_on, on_device
 from deployments.engine.errors import EngineError, StructureFailed
 from deployments.engine.structured.grammar import GrammarCompiler
 
@@ -84,7 +85,7 @@ class GrammarMasks:
         if not at:
             return
         moves = [(rows[i], self._matchers[rows[i]]) for i in at]
-        chosen = tokens[torch.tensor(at, device=tokens.device)]
+        chosen = tokens[numbers_on(tokens.device, at)]
         if not tokens.is_cuda:
             self._advance_beside(moves, chosen)
             return
@@ -140,9 +141,9 @@ class GrammarMasks:
     def _apply_on_device(
         self, logits: torch.Tensor, at: Sequence[int], rows: Sequence[int]
     ) -> None:
-        bits = torch.from_numpy(self._bits[list(rows)]).pin_memory().to(logits.device)
+        bits = on_device(torch.from_numpy(self._bits[list(rows)]), logits.device)
         shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
         allowed = ((bits[:, :, None] >> shifts) & 1).view(len(rows), -1)[:, : logits.shape[1]]
-        index = torch.tensor(at, device=logits.device)
+        index = numbers_on(logits.device, at)
         masked = logits.index_select(0, index).masked_fill_(allowed == 0, -torch.inf)
         logits.index_copy_(0, index, masked)
