@@ -12,8 +12,8 @@ import torch
 
 def on_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a copy of a tensor of the host on a device; on a CPU the tensor itself."""
-    if device.type != "cuda":
-        return host.to(device)
+    if device.type == "cpu":
+        return host
     return host.pin_memory().to(device, non_blocking=True)
 
 

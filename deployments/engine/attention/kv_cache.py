@@ -227,6 +227,7 @@ class NewPositions:
             if id(rope) not in self._ropes:
                 self._ropes[id(rope)] = rope.at(self.positions)
             own = self._ropes[id(rope)]
-        rotate_(qkv[:, : num_queries + heads], norm, own)
+        if norm is not None or own is not None:
+            rotate_(qkv[:, : num_queries + heads], norm, own)
         self._cache.write(layer, self._where, qkv[:, num_queries:].view(rows, 2, heads, dim))
         return qkv[:, :num_queries]
