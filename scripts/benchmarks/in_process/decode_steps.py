@@ -24,6 +24,7 @@ from deployments.engine.scheduling.scheduler import Scheduler
 
 _WARM_UP = 6
 _LEAST_PAIRS, _MOST_PAIRS = 5, {"cuda": 5, "cpu": 40}
+_PLAIN_RUNS = 3
 _MOST_S = 30.0  # of all pairs of a batch size, where they are more than the least
 _MOST_STEPS = {"cuda": 1000, "cpu": 50}  # of a run
 
@@ -103,7 +104,7 @@ def plain_steps(
         return {}
     return {
         rows: statistics.median(
-            time_steps(decoder, rows, [None], prompt_tokens, num_steps) for _ in range(_LEAST_PAIRS)
+            time_steps(decoder, rows, [None], prompt_tokens, num_steps) for _ in range(_PLAIN_RUNS)
         )
         for rows in num_rows
     }
