@@ -45,16 +45,20 @@ LIMITS = FastLimits(NUM_ROWS, 96, max_adapters=5)
 LENGTHS = (WINDOW - 6, 40, WINDOW, 1, WINDOW + 1, 27, 3, WINDOW - 1, 9, 18)
 
 
-def make_adapters(name: str, base: Path, folder: Path) -> dict[str, Path]:
+def modules_of(name: str) -> tuple[list[str], list[str], list[str]]:
+    """Return the linear layers before attention and before the activation, and those after each."""
     if name.endswith("t5"):
-        attention, mlp, after = ["q", "k", "v"], ["wi_0", "wi_1"], ["o", "wo"]
-    elif family_of(name) == "seq2seq" and "gemma" not in name:
-        attention, mlp, after = ["q_proj", "k_proj", "v_proj"], ["fc1"], ["out_proj", "fc2"]
-    elif name.startswith("phi"):
-        attention, mlp, after = ["qkv_proj"], ["gate_up_proj"], ["o_proj", "down_proj"]
-    else:
-        attention, mlp = ["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]
-        after = ["o_proj", "down_proj"]
+        return ["q", "k", "v"], ["wi_0", "wi_1"], ["o", "wo"]
+    if family_of(name) == "seq2seq" and "gemma" not in name:
+        return ["q_proj", "k_proj", "v_proj"], ["fc1"], ["out_proj", "fc2"]
+    if name.startswith("phi"):
+        return ["qkv_proj"], ["gate_up_proj"], ["o_proj", "down_proj"]
+    attention, mlp = ["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]
+    return attention, mlp, ["o_proj", "down_proj"]
+
+
+def make_adapters(name: str, base: Path, folder: Path) -> dict[str, Path]:
+    attention, mlp, after = modules_of(name)
     kinds: dict[str, dict[str, Any]] = {
         "small": {"rank": 4, "targets": [attention[-1], after[-1]], "std": 0.5},
         "dora": {
