@@ -183,10 +183,9 @@ async def test_a_process_that_is_not_understood_is_replaced(
 ) -> None:
     """Whatever waits for it hears of the end."""
     core: Any = replica._engine.core
-    waiting = core._ask("call", "warm_up")
     core._take = lambda *fields: 1 / 0
     with pytest.raises(EngineStopped):
-        await asyncio.wait_for(asyncio.wrap_future(waiting), 10)
+        await asyncio.wait_for(asyncio.wrap_future(core._ask("call", "warm_up")), 10)
     assert await asyncio.to_thread(lost.wait, 10)
     with pytest.raises(EngineStopped):
         await replica.check_health()
