@@ -15,6 +15,7 @@ import torch
 
 from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch, PrefillInputs
+from deployments.engine.host_memory import send
 from deployments.engine.kernels.ops import BLOCK_M, prompt_blocks
 from deployments.engine.lora.pool import LoraPool
 from deployments.engine.models.base import Model
@@ -223,7 +224,7 @@ class DecodeGraphs:
         scratch = self._scratch
         idle = (scratch, 0, starts[scratch], starts[scratch] + capacities[scratch], 1, 0, 0, 0)
         lines += [idle] * (size.num_tokens - len(inputs))
-        _send(torch.tensor(lines).t().contiguous(), self._inputs[:, : size.num_tokens])
+        send(torch.tensor(lines).t().contiguous(), self._inputs[:, : size.num_tokens])
 
     def _step(self, size: _StepSize) -> tuple[torch.Tensor, torch.Tensor]:
         from deployments.engine.attention.fused import TritonDecodeAttention
@@ -291,9 +292,9 @@ class PrefillGraphs:
     def _fill(self, inputs: PrefillInputs, bucket: int) -> None:
         idle = torch.tensor([0, 0, self._cache.starts[-1], 0])[:, None]
         unused = idle.expand(4, bucket - inputs.num_tokens)
-        _send(torch.cat([inputs.lines, unused], 1), self._inputs[:, :bucket])
+        send(torch.cat([inputs.lines, unused], 1), self._inputs[:, :bucket])
         num_blocks = _num_blocks(bucket)
-        _send(prompt_blocks(inputs.segments, num_blocks), self._blocks[:num_blocks])
+        send(prompt_blocks(inputs.segments, num_blocks), self._blocks[:num_blocks])
 
     def _step(self, bucket: int) -> tuple[torch.Tensor]:
         from deployments.engine.kernels.triton_prefill import prefill_attention
@@ -304,12 +305,6 @@ class PrefillGraphs:
         batch = PrefillBatch(tokens, positions, where, attention)
         lora = self._lora_pool.triton_batch(slots, is_invariant=self._model.is_invariant)
         return (self._model.prefill(self._cache, batch, lora),)
-
-
-def _send(host: torch.Tensor, target: torch.Tensor) -> None:
-    if target.is_cuda:
-        host = host.pin_memory()
-    target.copy_(host, non_blocking=True)
 
 
 _NOTHING = PrefillInputs(torch.zeros((4, 0), dtype=torch.long), ())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from deployments.engine.device_copies import numbers_on
+from deployments.engine.host_memory import numbers_on
 from deployments.engine.request import SamplingParams
 
 _MASK_64 = (1 << 64) - 1

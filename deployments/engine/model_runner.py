@@ -21,8 +21,8 @@ from deployments.engine.attention.prefill import Chunk, Draft, last_states, pref
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs, RowInputs
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.detokenizer import text_decoder, token_bytes
-from deployments.engine.device_copies import numbers_on
 from deployments.engine.errors import EngineError
+from deployments.engine.host_memory import numbers_on
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.lora.pool import BASE_SLOT, LoraPool
@@ -235,6 +235,8 @@ class ModelRunner(AdapterLoader):
         rows.sort()
         if rows:
             picked.append(self._decode(rows) if self._graphs is None else self._replay(rows))
+            for row in rows:
+                self._states[row].length += 1
             emitting += rows
         if not picked:
             return DeviceTokens((), None)
@@ -338,8 +340,6 @@ class ModelRunner(AdapterLoader):
         """Take these rows one step further and return their tokens (B,)."""
         tokens = self._tokens[numbers_on(self.device, rows)]
         logits = self._decoded_logits(rows, tokens, [self._states[row].length for row in rows])
-        for row in rows:
-            self._states[row].length += 1
         return self._pick(logits, rows)
 
     def _decoded_logits(
@@ -362,10 +362,7 @@ class ModelRunner(AdapterLoader):
     def _replay(self, rows: Sequence[int]) -> torch.Tensor:
         """Do what `_decode` does with a captured graph."""
         assert self._graphs is not None, "no graphs on this device"
-        inputs = list(map(self._row_inputs, rows))
-        for row in rows:
-            self._states[row].length += 1
-        logits, tokens = self._graphs.replay(inputs)
+        logits, tokens = self._graphs.replay([self._row_inputs(row) for row in rows])
         if not self._needs_logits and self._sampler.is_argmax(rows):
             self._sampler.count(rows)
             return tokens

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from deployments.engine.device_copies import numbers_on, on_device
 from deployments.engine.draw import draw, uniform
 from deployments.engine.errors import EngineError
+from deployments.engine.host_memory import numbers_on, on_device, on_its_way
 from deployments.engine.request import ForcedTokens, SamplingParams, TokenScore
 from deployments.engine.scores.scorer import Scored
 
@@ -198,8 +198,8 @@ class DeviceTokens:
         self._scored = scored
         self._copied: Any = None
         if tokens is not None and tokens.is_cuda:
-            self._tokens = _on_its_way(tokens)
-            self._scored = [each.moved(_on_its_way) for each in scored]
+            self._tokens = on_its_way(tokens)
+            self._scored = [each.moved(on_its_way) for each in scored]
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
 
@@ -212,9 +212,3 @@ class DeviceTokens:
             each.add_to(self.scores)
         self._scored = ()
         return dict(zip(self._rows, self._tokens.tolist(), strict=True))
-
-
-def _on_its_way(tensor: torch.Tensor) -> torch.Tensor:
-    """Return where a copy of a tensor on a GPU will be, once the device has come to it."""
-    copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
-    return copy.copy_(tensor, non_blocking=True)

@@ -19,7 +19,7 @@ from typing import Protocol
 
 import torch
 
-from deployments.engine.huge_pages import huge_zeros
+from deployments.engine.host_memory import huge_zeros
 from deployments.engine.kernels.ops import Expansion, HeadNorm, Rope, rotate_
 
 # Rows begin at multiples of it, so that they lie alike in a layout of blocks (cpu/attention.py).

@@ -11,7 +11,7 @@ import torch
 from deployments.engine.attention.int8_kv_cache import dequantise
 from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.attention.prompt_masks import MaskRule, QueryBlock, first_seen, query_blocks
-from deployments.engine.device_copies import numbers_on, on_device
+from deployments.engine.host_memory import numbers_on, on_device
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.kernels.ops import Segment, attend, prompt_blocks
 from deployments.engine.request import PrefillChunk

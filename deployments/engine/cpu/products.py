@@ -22,7 +22,7 @@ from deployments.engine.cpu.intrinsics import byte_instructions
 from deployments.engine.cpu.kernels import compiled
 from deployments.engine.cpu.layout import GROUP, HALF, TILE, group_bytes, padded
 from deployments.engine.cpu.product_tiles import product_tile
-from deployments.engine.huge_pages import huge_zeros
+from deployments.engine.host_memory import huge_zeros
 
 _KIND = byte_instructions()
 # Sums of more rows than that do not fit in the registers.

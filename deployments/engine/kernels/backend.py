@@ -30,6 +30,13 @@ def launch_options(device: torch.device) -> dict[str, Any]:
 
 
 @functools.cache
+def counters(kernel: str, count: int, device: torch.device) -> torch.Tensor:
+    """Return zeros for the launches of one kernel, which each leaves as zeros: one launch at a time
+    uses them."""
+    return torch.zeros(count, dtype=torch.int32, device=device)
+
+
+@functools.cache
 def shared_bytes(device: torch.device) -> int | None:
     """Return the shared memory that a program may have; None in Triton's interpreter."""
     if device.type != "cuda":

@@ -149,7 +149,7 @@ def _norm_kernel() -> Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor
 
 @functools.cache
 def _heads_kernel() -> Callable[[torch.Tensor, torch.Tensor, float], None]:
-    from deployments.engine.kernels.triton_linear import normalise_
+    from deployments.engine.kernels.triton_lora import normalise_
 
     return normalise_
 
@@ -249,7 +249,7 @@ def rotate_(x: torch.Tensor, norm: HeadNorm | None, rope: Rope | None) -> None:
 
 @functools.cache
 def _rotate_kernel() -> Callable[[torch.Tensor, HeadNorm | None, Rope | None], None]:
-    from deployments.engine.kernels.triton_rope import rotate_
+    from deployments.engine.kernels.triton_prefill import rotate_
 
     return rotate_
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import triton
 
-from deployments.engine.kernels.backend import launch_options, overlaps, shared_bytes
+from deployments.engine.kernels.backend import counters, launch_options, overlaps, shared_bytes
 from deployments.engine.kernels.ops import Expansion, gated_activation
 from deployments.engine.kernels.quantised_tiles import (
     DEQUANTISED,
@@ -168,8 +168,8 @@ def _launched(
         partials = torch.empty(size, dtype=torch.float32, device=x.device)
     ranks = min(_RANKS, max(8, triton.next_power_of_2(sizes["R"])))
     product_kernel[(columns, tile.splits, blocks)](
-        *own, partials, _counters(x.device), rows, outputs, inputs, length, x.stride(0),
-        out.stride(0), width, BM=tile.bm, WARPS=tile.num_warps, SPLITS=tile.splits,
+        *own, partials, counters("product", _MOST_TILES, x.device), rows, outputs, inputs, length,
+        x.stride(0), out.stride(0), width, BM=tile.bm, WARPS=tile.num_warps, SPLITS=tile.splits,
         IS_EVEN=length * tile.splits == inputs, RC=ranks, G=_RANKS // ranks,
         num_stages=stages_that_fit(tile, kind, x.element_size(), shared_bytes(x.device)), **options,
     )  # fmt: skip
@@ -274,8 +274,3 @@ def _is_in_registers(x: torch.Tensor) -> bool:
 @functools.cache
 def _table(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     return torch.tensor(NF4_CODE, dtype=dtype, device=device)
-
-
-@functools.cache
-def _counters(device: torch.device) -> torch.Tensor:
-    return torch.zeros(_MOST_TILES, dtype=torch.int32, device=device)

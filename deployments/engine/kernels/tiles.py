@@ -25,17 +25,18 @@ def padded(dim: int) -> int:
 
 
 def decode_tile(
-    num_programs: int, dim: int, itemsize: int, shared_bytes: int | None
+    num_programs: int | None, dim: int, itemsize: int, shared_bytes: int | None
 ) -> dict[str, int]:
     """Return the decode kernels' tile sizes, measured on an H100 (docs/engine.md): small tiles for
     many programs.
 
     Args:
+        num_programs: None: any number, with one order of sums.
         dim: of a head.
         itemsize: bytes of a number in the cache.
         shared_bytes: of one program on this GPU; None: any number.
     """
-    keys, warps = 128, 4
+    keys, warps, num_programs = 128, 4, num_programs or _MANY_PROGRAMS
     if num_programs >= _MANY_PROGRAMS:
         keys, warps = (64 if num_programs < _MANY_MORE else 32), 1
     if dim > 128:
@@ -46,14 +47,12 @@ def decode_tile(
 
 def rope_decode_tile(
     num_programs: int | None, dim: int, itemsize: int, shared_bytes: int | None
-) -> tuple[dict[str, int], int, int]:
+) -> dict[str, int]:
     """Return the tile sizes of the decode kernel for grouped queries, measured on an H200
-    (docs/engine.md), into how many parts it cuts the keys of each program at most, and the fewest
-    blocks of a part.
+    (docs/engine.md): also into how many parts it cuts the keys of each program at most, and the
+    fewest blocks of a part.
 
-    Args:
-        num_programs: None: any number, with one order of sums; the others are those of
-            `decode_tile`.
+    Args: those of `decode_tile`.
     """
     keys, warps, most = 128, 4, _MULTIPROCESSORS
     if num_programs is None:
@@ -68,8 +67,12 @@ def rope_decode_tile(
     while splits < _MOST_SPLITS and 2 * splits * num_programs <= most:
         splits *= 2
     key_bytes = padded(dim) * itemsize
-    tile = {"BLOCK_N": _fewer(keys, _DECODE_BLOCKS * key_bytes, shared_bytes), "num_warps": warps}
-    return tile, splits, 1 if num_programs <= _FEW_PROGRAMS else _FEWEST_BLOCKS
+    return {
+        "BLOCK_N": _fewer(keys, _DECODE_BLOCKS * key_bytes, shared_bytes),
+        "num_warps": warps,
+        "SPLITS": splits,
+        "FEWEST": 1 if num_programs <= _FEW_PROGRAMS else _FEWEST_BLOCKS,
+    }
 
 
 def prefill_tile(

@@ -1,14 +1,14 @@
 """Attend over the KV cache by the kernels of triton_decode.py: only where Triton runs."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
 
-from deployments.engine.kernels.backend import launch_options, overlaps, shared_bytes
+from deployments.engine.kernels.backend import counters, launch_options, overlaps, shared_bytes
 from deployments.engine.kernels.ops import Expansion, HeadNorm, Rope
 from deployments.engine.kernels.tiles import decode_tile, padded, rope_decode_tile
 from deployments.engine.kernels.triton_decode import decode_kernel, rope_decode_kernel
@@ -17,7 +17,6 @@ from deployments.engine.kernels.triton_kv_cache import scales_arguments
 
 MAX_FUSED_RANK = 64  # a separate kernel adds larger ranks first
 _MOST_PROGRAMS = 1 << 14  # whose keys are split
-_FIXED_PROGRAMS = 512  # that decide the tile of every batch, where sums keep one order
 
 
 def decode_attention(
@@ -74,7 +73,8 @@ def decode_attention(
     out = torch.empty(rows, heads * groups * dim, dtype=qkv.dtype, device=qkv.device)
     first_columns = (0, heads * groups * dim, heads * (groups + 1) * dim)
     lora = _lora_arguments(qkv.flatten(1), expansion, first_columns, is_invariant=is_invariant)
-    programs = None if is_invariant else rows * heads
+    choose = decode_tile if is_plain else rope_decode_tile
+    tile = _tile(choose, qkv, None if is_invariant else rows * heads)
     scales = scales_arguments(kv_scales, qkv)
     cos, sin = (qkv, qkv) if rope is None else (rope.cos, rope.sin)
     norms = (qkv, 0.0) if norm is None else (norm.weight, norm.eps)
@@ -84,19 +84,18 @@ def decode_attention(
                 qkv, kv_cache, starts, lengths, qkv if bias is None else bias, out, scale,
                 qkv.stride(0), 0 if bias is None else bias.stride(0), *lora.tensors, *scales,
                 H=heads, D=dim, DP=padded(dim), APPEND=True, HAS_BIAS=bias is not None,
-                IS_INT8=kv_scales is not None, PASS=number, **lora.sizes, **_tile(qkv, programs),
+                IS_INT8=kv_scales is not None, PASS=number, **lora.sizes, **tile,
             )  # fmt: skip
             continue
-        tile, most, fewest = _rope_tile(qkv, programs)
-        splits = 1 if number == 1 else most
-        rope_decode_kernel[heads, rows, splits](
+        own_tile = tile | {"SPLITS": 1} if number == 1 else tile
+        rope_decode_kernel[heads, rows, own_tile["SPLITS"]](
             qkv, kv_cache, starts, lengths, cos, sin, *norms, out, scale, qkv.stride(0),
             *lora.tensors, *scales, *(prompts or (starts, lengths)),
-            *_scratch(splits, rows * heads, groups, qkv),
-            MERGED=prompts is not None, HAS_NORM=norm is not None, SPLITS=splits, FEWEST=fewest,
-            H=heads, G=groups, GP=_padded_groups(groups), D=dim, DP=padded(dim),
+            *_scratch(own_tile["SPLITS"], rows * heads, groups, qkv),
+            MERGED=prompts is not None, HAS_NORM=norm is not None, H=heads, G=groups,
+            GP=_padded_groups(groups), D=dim, DP=padded(dim),
             ROT=0 if rope is None else cos.shape[1], WINDOW=window or 0, CAP=softcap or 0.0,
-            IS_INT8=kv_scales is not None, PASS=number, **lora.sizes, **tile,
+            IS_INT8=kv_scales is not None, PASS=number, **lora.sizes, **own_tile,
         )  # fmt: skip
     return out
 
@@ -111,14 +110,8 @@ def _scratch(splits: int, programs: int, groups: int, like: torch.Tensor) -> tup
     return (
         empty(programs * splits, groups, like.shape[2]),
         empty(programs * splits, 2, _padded_groups(groups)),
-        _counters(like.device),
+        counters("attention", _MOST_PROGRAMS, like.device),
     )
-
-
-@functools.cache
-def _counters(device: torch.device) -> torch.Tensor:
-    """Return zeros, which each launch leaves as zeros: one at a time uses them."""
-    return torch.zeros(_MOST_PROGRAMS, dtype=torch.int32, device=device)
 
 
 def _padded_groups(groups: int) -> int:
@@ -149,7 +142,7 @@ def cross_attention(
         *scales_arguments(kv_scales, q),
         H=heads, D=dim, DP=padded(dim), APPEND=False, HAS_BIAS=False,
         IS_INT8=kv_scales is not None, PASS=0, **lora.sizes,
-        **_tile(q, None if is_invariant else rows * heads),
+        **_tile(decode_tile, q, None if is_invariant else rows * heads),
     )  # fmt: skip
     return out
 
@@ -189,15 +182,10 @@ def _lora_arguments(
     return _LoraArguments((expansion.shrunk, expansion.slots, *stacks), sizes)
 
 
-def _tile(q: torch.Tensor, num_programs: int | None) -> dict[str, Any]:
+def _tile(
+    choose: Callable[..., dict[str, int]], q: torch.Tensor, num_programs: int | None
+) -> dict[str, Any]:
     """Return the sizes of a tile for q (B, heads, D), and how the kernel is launched."""
     device, dim, size = q.device, q.shape[2], q.element_size()
-    tile = decode_tile(num_programs or _FIXED_PROGRAMS, dim, size, shared_bytes(device))
+    tile = choose(num_programs, dim, size, shared_bytes(device))
     return {**tile, "OVERLAPS": overlaps(device), **launch_options(device)}
-
-
-def _rope_tile(q: torch.Tensor, num_programs: int | None) -> tuple[dict[str, Any], int, int]:
-    """Return what `_tile` does, and how keys are cut, for grouped queries (rope_decode_tile)."""
-    device, dim, size = q.device, q.shape[2], q.element_size()
-    tile, most, fewest = rope_decode_tile(num_programs, dim, size, shared_bytes(device))
-    return {**tile, "OVERLAPS": overlaps(device), **launch_options(device)}, most, fewest

@@ -10,7 +10,6 @@ import triton.language as tl
 from deployments.engine.kernels.triton_kv_cache import keep, scaled
 from deployments.engine.kernels.triton_lora import add_lora, stack_rows
 from deployments.engine.kernels.triton_overlap import after_earlier_kernels, launch_next
-from deployments.engine.kernels.triton_rope import normed
 
 
 @triton.jit
@@ -145,6 +144,12 @@ def decode_kernel(
             )  # fmt: skip
             largest, total, acc = _attended(q, block, largest, total, acc)
         tl.store(out + b * (H * D) + columns, (acc / total).to(out.dtype.element_ty), mask=dm)
+
+
+@triton.jit
+def normed(x, inverse, weight, kind: tl.constexpr):
+    """Return x * inverse * weight in float32, rounded to `kind` behind each product."""
+    return ((x * inverse).to(kind).to(tl.float32) * weight).to(kind).to(tl.float32)
 
 
 @triton.jit

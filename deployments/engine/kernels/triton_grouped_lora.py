@@ -3,14 +3,13 @@
 A program takes a tile: rows of one adapter, at most 16 or 32.
 """
 
-import functools
 from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 
-from deployments.engine.kernels.backend import launch_options, overlaps
+from deployments.engine.kernels.backend import counters, launch_options, overlaps
 from deployments.engine.kernels.ops import Expansion, RowGroups
 from deployments.engine.kernels.quantised_tiles import SHRINK_INPUTS, parts_of
 from deployments.engine.kernels.triton_groups import three, tile_rows
@@ -198,8 +197,8 @@ def lora_shrink(x: torch.Tensor, stacks: Sequence[torch.Tensor], groups: RowGrou
     blocks = modules * triton.cdiv(rank, _RANKS)
     assert len(groups.tiles) * blocks <= _MOST_TILES, "more tiles than counters"
     _shrink_kernel[len(groups.tiles), blocks, parts](
-        x, *three(stacks), groups.order, groups.tiles, out, groups.partials, _counters(x.device),
-        x.stride(0), inputs, rows, length,
+        x, *three(stacks), groups.order, groups.tiles, out, groups.partials,
+        counters("shrink", _MOST_TILES, x.device), x.stride(0), inputs, rows, length,
         P=modules, R=rank, RC=_RANKS, PARTS=parts, BM=groups.tile_rows, BK=SHRINK_INPUTS,
         EVEN_K=inputs % SHRINK_INPUTS == 0, OVERLAPS=overlaps(x.device), num_warps=4, num_stages=4,
         **launch_options(x.device),
@@ -263,9 +262,3 @@ def _module_with(column: int, expansion: Expansion) -> int:
 
 def _ranks_together(rank: int) -> int:
     return int(min(64, max(16, triton.next_power_of_2(rank))))
-
-
-@functools.cache
-def _counters(device: torch.device) -> torch.Tensor:
-    """Return zeros, which each shrink leaves as zeros: one at a time uses them."""
-    return torch.zeros(_MOST_TILES, dtype=torch.int32, device=device)

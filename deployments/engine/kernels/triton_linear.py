@@ -1,15 +1,15 @@
-"""Multiply by a weight, and norm heads, in one order of sums for any number of rows.
+"""Multiply by a weight in one order of sums for any number of rows.
 
 cuBLAS and torch's reductions choose by shape how they split a sum, so a row's result depends on the
 rows beside it. Here each output is the sum of the same parts in the same order, whatever else is in
 the batch. Imported only where Triton runs.
 """
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
+
+from deployments.engine.kernels.backend import counters
 
 # Measured on an H100 (docs/engine.md).
 _BLOCK_M = 64  # rows of one instruction on Hopper: a smaller tile would sum in another order
@@ -93,20 +93,6 @@ def _linear_kernel(
     tl.store(at, acc.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
-def _norm_kernel(x, weight, eps, x_row, K, BLOCK: tl.constexpr):
-    """Take the RMS norm of K numbers in place. Program (row)."""
-    at = x + tl.program_id(0).to(tl.int64) * x_row
-    k = tl.arange(0, BLOCK)
-    km = k < K
-    xs = tl.load(at + k, mask=km, other=0.0).to(tl.float32)
-    inverse = 1.0 / tl.sqrt(tl.sum(xs * xs, 0) / K + eps)
-    kind = x.dtype.element_ty
-    scaled = (xs * inverse).to(kind).to(tl.float32)
-    ws = tl.load(weight + k, mask=km, other=0.0).to(tl.float32)
-    tl.store(at + k, (scaled * ws).to(kind), mask=km)
-
-
 def linear(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -131,7 +117,7 @@ def linear(
     if not together:
         shape = (tiles[0] * tiles[1], parts, _BLOCK_M, width)
         partial = torch.empty(shape, dtype=torch.float32, device=x.device)
-        arrived = _counters(x.device)
+        arrived = counters("linear", _MOST_TILES, x.device)
     _linear_kernel[(*tiles, 1 if together else parts)](
         x, weight, out if bias is None else bias, out, partial, arrived, rows, outputs, inputs,
         x.stride(0), out.stride(0),
@@ -150,18 +136,3 @@ def tiling(outputs: int, inputs: int) -> tuple[int, int]:
     while tiles * 2 * parts <= _PROGRAMS and inputs // (2 * parts) >= _SHORTEST_PART:
         parts *= 2
     return width, parts
-
-
-def normalise_(x: torch.Tensor, weight: torch.Tensor, eps: float) -> None:
-    """Do ops.normalise_."""
-    size = x[0].numel()
-    block = triton.next_power_of_2(size)
-    _norm_kernel[(len(x),)](
-        x, weight, eps, x.stride(0), size, BLOCK=block, num_warps=max(1, min(8, block // 256))
-    )
-
-
-@functools.cache
-def _counters(device: torch.device) -> torch.Tensor:
-    """Return zeros, which each product leaves as zeros: one product at a time uses them."""
-    return torch.zeros(_MOST_TILES, dtype=torch.int32, device=device)

@@ -58,10 +58,10 @@ def _norm_shrink_kernel(
 
 
 @triton.jit
-def _norm_kernel(x, weight, out, eps, K, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr):
-    """Compute the RMS norm of a row. Program (b)."""
+def _norm_kernel(x, weight, out, eps, x_row, K, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr):
+    """Compute the RMS norm of a row, perhaps in place: `out` has rows as far apart. Program (b)."""
     launch_next(OVERLAPS)
-    at = tl.program_id(0).to(tl.int64) * K
+    at = tl.program_id(0).to(tl.int64) * x_row
     k = tl.arange(0, BLOCK)
     km = k < K
     scales = tl.load(weight + k, mask=km, other=0.0)
@@ -147,11 +147,22 @@ def norm_shrink(
 def rms_norm_rows(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Compute ops.rms_norm, rounding as `norm_shrink` does."""
     out = torch.empty_like(x)
+    _norm(x, weight, eps, out)
+    return out
+
+
+def normalise_(x: torch.Tensor, weight: torch.Tensor, eps: float) -> None:
+    """Do ops.normalise_."""
+    rows = x.view(len(x), -1)
+    _norm(rows, weight, eps, rows)
+
+
+def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:
+    assert x.stride() == out.stride(), "rows that lie in another way"
     _norm_kernel[(len(x),)](
-        x, weight, out, eps, x.shape[1], BLOCK=triton.next_power_of_2(x.shape[1]),
+        x, weight, out, eps, x.stride(0), x.shape[1], BLOCK=triton.next_power_of_2(x.shape[1]),
         OVERLAPS=overlaps(x.device), num_warps=8, **launch_options(x.device),
     )  # fmt: skip
-    return out
 
 
 def gated_activation(x: torch.Tensor, activation: str) -> torch.Tensor:

@@ -17,7 +17,7 @@ import torch
 
 from deployments.engine.attention.memory_plan import room_on
 from deployments.engine.errors import LoraPoolError
-from deployments.engine.huge_pages import huge_zeros
+from deployments.engine.host_memory import huge_zeros
 from deployments.engine.lora.gains import gains_of
 from deployments.engine.lora.layers import LoraLayer, LoraStack
 from deployments.engine.lora.peft_reader import AdapterWeights

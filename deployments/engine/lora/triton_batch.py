@@ -58,8 +58,7 @@ class TritonLoraBatch:
         return Expansion(shrunk, self._columns(layer), self._slots)
 
     def gated(self, expansion: Expansion, y: torch.Tensor, activation: str) -> torch.Tensor:
-        own = dataclasses.replace(expansion, groups=self._groups)
-        return lora_expand_gated(y, own, activation)
+        return lora_expand_gated(y, self._grouped(expansion), activation)
 
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
@@ -101,8 +100,11 @@ class TritonLoraBatch:
         return [(start, stack.b) for start, stack in self._stacks[layer]]
 
     def _expand(self, layer: str, expansion: Expansion, y: torch.Tensor) -> None:
-        expansion = dataclasses.replace(expansion, groups=self._groups)
-        lora_expand_add(y, expansion, [stack.gains for _, stack in self._stacks[layer]])
+        gains = [stack.gains for _, stack in self._stacks[layer]]
+        lora_expand_add(y, self._grouped(expansion), gains)
+
+    def _grouped(self, expansion: Expansion) -> Expansion:
+        return dataclasses.replace(expansion, groups=self._groups)
 
     @functools.cached_property
     def _groups(self) -> RowGroups:

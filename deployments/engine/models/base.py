@@ -10,7 +10,7 @@ from deployments.engine.attention.int8_kv_cache import SCALE_DTYPE, Int8KvCache
 from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch
 from deployments.engine.attention.torch_decode import TorchDecodeAttention
-from deployments.engine.device_copies import numbers_on
+from deployments.engine.host_memory import numbers_on
 from deployments.engine.kernels.backend import are_fused
 from deployments.engine.lora.layers import LoraBatch, LoraLayer
 from deployments.engine.lora.pool import LoraPool

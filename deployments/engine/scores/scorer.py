@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from deployments.engine.device_copies import numbers_on
+from deployments.engine.host_memory import numbers_on
 from deployments.engine.request import PrefillChunk, SamplingParams, TokenScore
 
 _AT_ONCE = 64  # positions of a prompt whose logits are held at the same time

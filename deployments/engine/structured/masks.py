@@ -9,8 +9,8 @@ import torch
 from llguidance import LLExecutor, LLMatcher
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 
-from deployments.engine.device_copies import numbers_on, on_device
 from deployments.engine.errors import EngineError, StructureFailed
+from deployments.engine.host_memory import numbers_on, on_device, on_its_way
 from deployments.engine.structured.grammar import GrammarCompiler
 
 _Move = tuple[int, LLMatcher, int | None]  # a row, its matcher, and the token that it has picked
@@ -89,8 +89,7 @@ class GrammarMasks:
         if not tokens.is_cuda:
             self._advance_beside(moves, chosen)
             return
-        on_host = torch.empty_like(chosen, device="cpu", pin_memory=True)
-        on_host.copy_(chosen, non_blocking=True)
+        on_host = on_its_way(chosen)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
         self._unread.append((moves, on_host, copied))

@@ -24,8 +24,6 @@ from triton.runtime.jit import JITFunction
 from deployments.engine.kernels import (
     backend,
     quantised_product,
-    triton_grouped_lora,
-    triton_linear,
 )
 
 CUBIN_TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -107,9 +105,7 @@ def _forget() -> None:
         backend.overlaps,
         backend.shared_bytes,
         quantised_product._table,
-        quantised_product._counters,
-        triton_grouped_lora._counters,
-        triton_linear._counters,
+        backend.counters,
     ):
         cached.cache_clear()  # type: ignore[attr-defined]
 

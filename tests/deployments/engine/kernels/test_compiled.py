@@ -26,7 +26,6 @@ from deployments.engine.kernels import (
     triton_lora,
     triton_pick,
     triton_prefill,
-    triton_rope,
 )
 from deployments.engine.kernels.ops import Expansion, HeadNorm, Rope
 from deployments.engine.kernels.quantised_tiles import tile_of
@@ -207,11 +206,11 @@ def test_norms_gates_and_picks(gpu: Gpu) -> None:
             triton_lora.norm_shrink(on(64, inputs), on(inputs), 1e-6, stacks, integers(64))
             triton_lora.rms_norm_rows(on(64, inputs), on(inputs), 1e-6)
             triton_lora.gated_activation(on(64, 2 * inputs), "gelu_new")
-        triton_linear.normalise_(on(64, 12, 256), on(12, 256), 1e-6)
+        triton_lora.normalise_(on(64, 12, 256), on(12, 256), 1e-6)
         for dim, rotated in ((128, 128), (256, 256), (96, 48)):
             rope = Rope(on(64, rotated), on(64, rotated))
-            triton_rope.rotate_(on(64, 40, dim), HeadNorm(on(40, dim), 1e-6), rope)
-            triton_rope.rotate_(on(64, 40, dim), None, rope)
+            triton_prefill.rotate_(on(64, 40, dim), HeadNorm(on(40, dim), 1e-6), rope)
+            triton_prefill.rotate_(on(64, 40, dim), None, rope)
         triton_pick.pick(on(64, 256000), integers(2), integers(64), integers(64), integers(65))
         triton_division.over_127(on(6144, dtype=torch.float32))
         triton_kv_cache.write_int8(

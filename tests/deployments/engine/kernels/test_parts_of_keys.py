@@ -25,10 +25,12 @@ HEADS, GROUPS = 2, 2
 def test_few_programs_have_many_parts(dim: int) -> None:
     """No more than run at the same time; four warps have a multiprocessor each, of 132."""
     found = {num: rope_decode_tile(num, dim, 2, None) for num in (1, 8, 32, 64, 128, 512, 4096)}
-    for num, (tile, parts, _) in found.items():
-        assert parts == 1 or num * parts <= (132 if tile["num_warps"] == 4 else 8 * 132)
-    assert (found[1][1], found[8][1], found[4096][1]) == (8, 8, 1)
-    assert rope_decode_tile(None, dim, 2, None)[1] == 1
+    parts = {num: tile["SPLITS"] for num, tile in found.items()}
+    for num, tile in found.items():
+        most = 132 if tile["num_warps"] == 4 else 8 * 132
+        assert parts[num] == 1 or num * parts[num] <= most
+    assert (parts[1], parts[8], parts[4096]) == (8, 8, 1)
+    assert rope_decode_tile(None, dim, 2, None)["SPLITS"] == 1
 
 
 @needs_kernels
@@ -68,7 +70,8 @@ def test_many_rows_have_smaller_parts() -> None:
     starts = torch.arange(num, device=DEVICE) * 300
     lengths = torch.arange(num, device=DEVICE) * 7
     kv_cache, qkv = tensor(1, num * 300, 2, HEADS, 64), tensor(0, num, HEADS * (GROUPS + 2), 64)
-    assert rope_decode_tile(num * HEADS, 64, 4, None)[1:] == (8, 4)
+    tile = rope_decode_tile(num * HEADS, 64, 4, None)
+    assert (tile["SPLITS"], tile["FEWEST"]) == (8, 4)
     every: dict[str, Any] = {"bias": None, "rope": None, "scale": 0.125}
     wanted = torch_kernels.decode_attention(
         qkv.clone(), None, kv_cache.clone(), starts, lengths, **every

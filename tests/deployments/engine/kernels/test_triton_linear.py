@@ -28,7 +28,6 @@ if FUSED:
         triton_linear,
         triton_lora,
         triton_prefill,
-        triton_rope,
     )
 
 pytestmark = needs_kernels
@@ -125,7 +124,7 @@ def test_heads_are_normed_together_as_torch_does() -> None:
     whole, weight = tensor(0, 5, 7, 24), tensor(1, 4, 24)
     expected, found = whole.clone(), whole.clone()
     ops.normalise_torch_(expected[:, 1:5], weight, 1e-5, (-2, -1))
-    triton_linear.normalise_(found[:, 1:5], weight, 1e-5)
+    triton_lora.normalise_(found[:, 1:5], weight, 1e-5)
     torch.testing.assert_close(found, expected)
 
 
@@ -142,13 +141,13 @@ def test_heads_are_rotated_as_torch_does(
     if norm is not None:
         ops.normalise_torch_(expected[:, 1:-1], norm.weight, norm.eps, (-1,))
     rope.apply_rotary_(expected[:, 1:-1])
-    triton_rope.rotate_(found[:, 1:-1], norm, rope)
+    triton_prefill.rotate_(found[:, 1:-1], norm, rope)
     assert _distance(found, expected) < TOLERANCE[dtype]
     assert torch.equal(found[:, [0, -1]], whole[:, [0, -1]])
     if norm is not None:
         expected, found = whole.clone(), whole.clone()
         ops.normalise_torch_(expected[:, 1:-1], norm.weight, norm.eps, (-1,))
-        triton_rope.rotate_(found[:, 1:-1], norm, None)
+        triton_prefill.rotate_(found[:, 1:-1], norm, None)
         assert _distance(found, expected) < TOLERANCE[dtype]
 
 

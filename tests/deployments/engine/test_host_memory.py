@@ -7,16 +7,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from deployments.engine import cuda_graphs, device_copies
+from deployments.engine import cuda_graphs, host_memory
 from deployments.engine.decoder_factory import FastLimits, build_decoder
-from deployments.engine.device_copies import numbers_on, on_device
+from deployments.engine.host_memory import numbers_on, on_device
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request, SamplingParams
 from deployments.engine.scheduling.scheduler import Scheduler
 from tests.deployments.engine.test_architectures import loaded_from
 from tests.tiny_architectures import make_tiny
 
-ENGINE = Path(device_copies.__file__).parent
+ENGINE = Path(host_memory.__file__).parent
 # What runs between a step's launch and the launch of the next one, on a GPU.
 STEP = (
     "sampling.py",
