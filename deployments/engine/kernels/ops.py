@@ -180,10 +180,33 @@ class RowGroups:
 
 
 @dataclass(frozen=True, slots=True)
+class Shrink:
+    """Hold the first half of a LoRA product: by what a product by x multiplies x as well.
+
+    stacks: A (N, R, in) of each of 1 to 3 modules.
+    slots: (B,).
+    active: the number of adapters in use, then their slots: of the N - 1, or of B rows.
+    """
+
+    stacks: Sequence[torch.Tensor]
+    slots: torch.Tensor
+    active: torch.Tensor
+
+    @property
+    def rank(self) -> int:
+        return self.stacks[0].shape[1]
+
+    @property
+    def ranks(self) -> int:
+        """Return the ranks of all modules of one adapter."""
+        return len(self.stacks) * self.rank
+
+
+@dataclass(frozen=True, slots=True)
 class Expansion:
     """Hold the second half of a LoRA product: each row's shrunk x, not yet multiplied by its B.
 
-    shrunk: (B, P, R).
+    shrunk: (B, P, R); zeros for rows without an adapter.
     stacks: for each module, its first output column and its stack (N, R, columns); slot 0 is zeros.
     slots: (B,).
     groups: the rows by adapter; None where a kernel takes each row by itself.

@@ -9,7 +9,7 @@ import torch
 import triton
 
 from deployments.engine.kernels.backend import counters, launch_options, overlaps, shared_bytes
-from deployments.engine.kernels.ops import Expansion, gated_activation
+from deployments.engine.kernels.ops import Expansion, Shrink, gated_activation
 from deployments.engine.kernels.quantised_tiles import (
     DEQUANTISED,
     Tile,
@@ -27,25 +27,29 @@ from deployments.engine.quantised.interleaved import InterleavedWeight
 
 _RANKS = 128  # of all adapters in use, that a program adds together
 _MOST_TILES = 1 << 14  # of a product whose inputs are cut into pieces
-_SHRUNK_RANKS = 4  # ranks of an adapter's A that one program multiplies a row by
+_PIECE_STEP = 128  # inputs of a piece are a multiple of it, whatever the tile
+# Of an adapter's A that one program multiplies a row by: ranks, and inputs that it holds at once.
+_SHRUNK_RANKS, _SHRUNK_INPUTS = 4, 4096
 
 
 @dataclass(frozen=True, slots=True)
 class RowNorm:
-    """Hold the RMS norm that a product of one row begins with, and what else multiplies its result.
-
-    weight: (in,). stacks, slots: as triton_lora.norm_shrink takes them; none: nothing.
-    """
+    """Hold the RMS norm that a product of one row begins with: its weight is (in,)."""
 
     weight: torch.Tensor
     eps: float
-    stacks: Sequence[torch.Tensor] = ()
-    slots: torch.Tensor | None = None
 
 
 def has_row_norm(x: torch.Tensor) -> bool:
     """Return whether a product of x (T, in) takes a RowNorm."""
     return len(x) == 1 and x.shape[1] <= MAX_NORM_COLUMNS
+
+
+def takes_shrink(x: torch.Tensor, weight: InterleavedWeight | torch.Tensor) -> bool:
+    """Return whether `product_with_shrink` takes x (T, in): a kernel of ours multiplies so many
+    rows."""
+    outputs, inputs = weight.shape
+    return tile_of(_kind(weight), len(x), outputs, inputs) is not None
 
 
 def product(
@@ -95,28 +99,40 @@ def _ended(y: torch.Tensor, activation: str | None, expansion: Expansion | None)
     return y if activation is None else gated_activation(y, activation)
 
 
-def row_product(
+def product_with_shrink(
     x: torch.Tensor,
     weight: InterleavedWeight | torch.Tensor,
-    norm: RowNorm,
+    shrink: Shrink | None,
     *,
+    norm: RowNorm | None = None,
     bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
     activation: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Do `product` or `plain_product` with the RMS norm of a single row x (1, in).
+    """Do `product` or `plain_product`, and multiply x by each row's own A in the same launch.
+
+    x is such that `takes_shrink`, or a single row. norm: of x, taken first, which has_row_norm.
 
     Returns:
-        The product, and that of the norm with each stack's A (1, P, R), None without any.
+        The product, and that with each stack's A (T, P, R), None without any.
     """
-    kind = "plain" if isinstance(weight, torch.Tensor) else weight.kind
+    kind = _kind(weight)
     own = (weight, weight) if isinstance(weight, torch.Tensor) else (weight.values, weight.factors)
-    tile = tile_of(kind, 1, *weight.shape)
-    assert tile is not None, "a single row has a tile"
+    # The slot that a new version goes to while rows still have the old one is not counted.
+    ranks = 0 if shrink is None else shrink.ranks * min(len(x), len(shrink.stacks[0]) - 2)
+    outputs, inputs = weight.shape
+    tile = tile_of(kind, len(x), outputs, inputs, more=ranks)
+    assert tile is not None, "rows that torch multiplies"
     shrunk = None
-    if norm.stacks:
-        shape = (1, len(norm.stacks), norm.stacks[0].shape[1])
+    if shrink is not None:
+        shape = (len(x), len(shrink.stacks), shrink.rank)
         shrunk = torch.empty(shape, dtype=torch.float32, device=x.device)
-    return _launched(kind, tile, x, *own, bias, None, activation, None, norm, shrunk), shrunk
+    more: dict[str, Any] = {"norm": norm, "shrink": shrink, "shrunk": shrunk}
+    return _launched(kind, tile, x, *own, bias, residual, activation, **more), shrunk
+
+
+def _kind(weight: InterleavedWeight | torch.Tensor) -> str:
+    return "plain" if isinstance(weight, torch.Tensor) else weight.kind
 
 
 def _launched(
@@ -130,6 +146,7 @@ def _launched(
     activation: str | None,
     expansion: Expansion | None = None,
     norm: RowNorm | None = None,
+    shrink: Shrink | None = None,
     shrunk: torch.Tensor | None = None,
 ) -> torch.Tensor:
     rows, inputs = x.shape
@@ -139,6 +156,11 @@ def _launched(
     if out is None:
         out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
     adapters, sizes = _adapter_arguments(x, expansion)
+    stacks, modules, rank = [x] * 3, 0, 0
+    if shrink is not None:
+        assert expansion is None, "a product adds adapters or takes their first half along"
+        adapters = (shrunk, shrink.slots, shrink.active, *adapters[3:])
+        stacks, modules, rank = three(shrink.stacks), len(shrink.stacks), shrink.rank
     added = values if bias is None else bias
     own = (x, values, factors, _table(x.dtype, x.device), added, out, *adapters)
     options = {
@@ -157,20 +179,26 @@ def _launched(
     }
     columns = triton.cdiv(stored, tile.bn)
     if tile.bm == 0:
-        _launch_row(columns, own, (outputs, inputs, width), norm, shrunk, tile, options)
+        sizes_of_row = (outputs, inputs, width)
+        _launch_row(columns, own, sizes_of_row, norm, stacks, modules, rank, tile, options)
         return out
+    every = columns
+    if shrink is not None:
+        every += triton.cdiv(shrink.ranks * (len(shrink.active) - 1), tile.bn)
     blocks = triton.cdiv(rows, tile.bm)
-    length = triton.cdiv(inputs, tile.bk * tile.splits) * tile.bk
+    step = tile.bk if tile.splits == 1 else max(tile.bk, _PIECE_STEP)
+    length = triton.cdiv(inputs, step * tile.splits) * step
     partials = out
     if tile.splits > 1:
-        assert columns * blocks <= _MOST_TILES, "more tiles than counters"
-        size = columns * blocks * tile.splits * tile.bn * tile.bm
+        assert every * blocks <= _MOST_TILES, "more tiles than counters"
+        size = every * blocks * tile.splits * tile.bn * tile.bm
         partials = torch.empty(size, dtype=torch.float32, device=x.device)
     ranks = min(_RANKS, max(8, triton.next_power_of_2(sizes["R"])))
-    product_kernel[(columns, tile.splits, blocks)](
-        *own, partials, counters("product", _MOST_TILES, x.device), rows, outputs, inputs, length,
-        x.stride(0), out.stride(0), width, BM=tile.bm, WARPS=tile.num_warps, SPLITS=tile.splits,
-        IS_EVEN=length * tile.splits == inputs, RC=ranks, G=_RANKS // ranks,
+    product_kernel[(every, tile.splits, blocks)](
+        *own, *stacks, partials, counters("product", _MOST_TILES, x.device), rows, outputs, inputs,
+        length, x.stride(0), out.stride(0), width, columns, BM=tile.bm, WARPS=tile.num_warps,
+        SPLITS=tile.splits, IS_EVEN=length * tile.splits == inputs, RC=ranks, G=_RANKS // ranks,
+        SHRINKS=modules, RANK=rank,
         num_stages=stages_that_fit(tile, kind, x.element_size(), shared_bytes(x.device)), **options,
     )  # fmt: skip
     return out
@@ -181,24 +209,22 @@ def _launch_row(
     own: tuple[Any, ...],
     sizes: tuple[int, int, int],
     norm: RowNorm | None,
-    shrunk: torch.Tensor | None,
+    stacks: Sequence[torch.Tensor],
+    modules: int,
+    rank: int,
     tile: Tile,
     options: dict[str, Any],
 ) -> None:
     x, (_, inputs, width) = own[0], sizes
     tiles = triton.cdiv(width, tile.bk)
-    stacks, rank, programs = [x], 0, 0
-    if norm is not None and norm.stacks:
-        assert norm.slots is not None, "adapters without slots"
-        own = (*own[:6], shrunk, norm.slots, *own[8:])
-        stacks, rank = list(norm.stacks), norm.stacks[0].shape[1]
-        programs = len(stacks) * (rank // _SHRUNK_RANKS)
-    row_kernel[(columns + programs,)](
+    block = min(_SHRUNK_INPUTS, triton.next_power_of_2(inputs))
+    blocks = triton.cdiv(inputs, block)
+    together = _SHRUNK_RANKS if blocks == 1 else 1
+    row_kernel[(columns + modules * (rank // together),)](
         *own, x if norm is None else norm.weight, 0.0 if norm is None else norm.eps,
-        *three(stacks), *sizes, columns, RP=triton.next_power_of_2(options["R"]),
-        HAS_NORM=norm is not None, RANK=rank, RC=_SHRUNK_RANKS,
-        BLOCK=triton.next_power_of_2(inputs), TILES=tiles, AHEAD=min(tile.num_stages, tiles),
-        **options,
+        *stacks, *sizes, columns, RP=triton.next_power_of_2(options["R"]),
+        HAS_NORM=norm is not None, RANK=rank, RC=together, BLOCK=block, BLOCKS=blocks,
+        TILES=tiles, AHEAD=min(tile.num_stages, tiles), **options,
     )  # fmt: skip
 
 

@@ -33,8 +33,10 @@ class Tile:
     num_stages: int
 
 
-def tile_of(kind: str, rows: int, outputs: int, inputs: int) -> Tile | None:
+def tile_of(kind: str, rows: int, outputs: int, inputs: int, more: int = 0) -> Tile | None:
     """Return the tile for x (rows, inputs) and a weight (outputs, inputs).
+
+    more: outputs by adapters' A beside those; they change no sum.
 
     From two rows on, the order of a row's sum does not depend on their number. Returns None where
     torch is faster.
@@ -48,11 +50,12 @@ def tile_of(kind: str, rows: int, outputs: int, inputs: int) -> Tile | None:
     splits = 1
     while columns * splits < fewest and inputs >= 2 * splits * _SHORTEST:
         splits *= 2
-    shares = columns * splits * -(-rows // bm) > _MULTIPROCESSORS
+    programs = (columns + -(-more // 64)) * splits
+    shares = programs * -(-rows // bm) > _MULTIPROCESSORS
     bk, stages = 128, 8 if bm == 16 or not shares else 4
     if kind == "nf4":
         stages = 6 if bm == 16 else 3 if shares else 4
-    elif kind == "plain" and columns * splits > _MULTIPROCESSORS:
+    elif kind == "plain" and programs > _MULTIPROCESSORS:
         bk, stages = 64, 6
     elif kind == "plain" and bm > 16:
         stages = 4

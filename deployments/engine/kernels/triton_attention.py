@@ -93,7 +93,7 @@ def decode_attention(
             *lora.tensors, *scales, *(prompts or (starts, lengths)),
             *_scratch(own_tile["SPLITS"], rows * heads, groups, qkv),
             MERGED=prompts is not None, HAS_NORM=norm is not None, H=heads, G=groups,
-            GP=_padded_groups(groups), D=dim, DP=padded(dim),
+            GQ=triton.next_power_of_2(groups), GP=_padded_groups(groups), D=dim, DP=padded(dim),
             ROT=0 if rope is None else cos.shape[1], WINDOW=window or 0, CAP=softcap or 0.0,
             IS_INT8=kv_scales is not None, PASS=number, **lora.sizes, **own_tile,
         )  # fmt: skip

@@ -187,12 +187,15 @@ def rope_decode_kernel(
     qkv, kv_cache, starts, lengths, cos, sin, norm, eps, out, scale, qkv_row, shrunk, slots, bq, bk,
     bv, scales, scales_row, prompt_starts, prompts, partials, sums, counters,
     MERGED: tl.constexpr, HAS_NORM: tl.constexpr, SPLITS: tl.constexpr, FEWEST: tl.constexpr,
-    H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    ROT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, BLOCK_N: tl.constexpr,
-    R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr, PK: tl.constexpr,
-    PV: tl.constexpr, OVERLAPS: tl.constexpr, IS_INT8: tl.constexpr, PASS: tl.constexpr,
+    H: tl.constexpr, G: tl.constexpr, GQ: tl.constexpr, GP: tl.constexpr, D: tl.constexpr,
+    DP: tl.constexpr, ROT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
+    BLOCK_N: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, P: tl.constexpr, PQ: tl.constexpr,
+    PK: tl.constexpr, PV: tl.constexpr, OVERLAPS: tl.constexpr, IS_INT8: tl.constexpr,
+    PASS: tl.constexpr,
 ):  # fmt: skip
-    """Attend with G query heads (padded to GP >= 16) for a key/value head. Program (h, b, split).
+    """Attend with G query heads for a key/value head. Program (h, b, split).
+
+    The heads are a tile of GQ >= G rows, and of GP >= 16 where they are multiplied.
 
     The keys are cut into at most SPLITS parts of FEWEST blocks or more, which the last program to
     end puts together, as Flash-Decoding does (Dao et al. 2023). The first ROT dimensions of a head
@@ -220,38 +223,33 @@ def rope_decode_kernel(
         used = tl.cdiv(blocks, share)
         begin += split * share * BLOCK_N
         last = tl.minimum(last, begin + share * BLOCK_N)
-    g = tl.arange(0, GP)
-    gm = g < G
+    g = tl.arange(0, GQ)
     d = tl.arange(0, DP)
     dm = d < D
-    other = tl.where(d < ROT // 2, d + ROT // 2, d - ROT // 2)
-    dr = d < ROT
     slot = 0
     if P > 0:
         slot = tl.load(slots + b).to(tl.int64)
     line = qkv + b * qkv_row
-    qm = gm[:, None] & dm[None, :]
+    qm = (g < G)[:, None] & dm[None, :]
     q_at = (h * G + g)[:, None] * D + d[None, :]
     columns = h * D + d
-    other_columns = h * D + other
+    if PQ >= 0:
+        weights_q = ()
+        rows_q = bq + slot * (R * H * G * D) + q_at
+        for r in tl.static_range(min(R, RC)):
+            weights_q = weights_q + (tl.load(rows_q + r * (H * G * D), mask=qm, other=0.0),)
     if PK >= 0:
         weights_k = stack_rows(bk, columns, dm, slot, 0, H * D, R, RC)
-        if ROT > 0:
-            other_weights = stack_rows(bk, other_columns, dr, slot, 0, H * D, R, RC)
     if PV >= 0:
         weights_v = stack_rows(bv, columns, dm, slot, 0, H * D, R, RC)
     if ROT > 0:
+        dr = d < ROT
+        other = tl.where(d < ROT // 2, d + ROT // 2, tl.where(dr, d - ROT // 2, d))
         cosine = tl.load(cos + n * ROT + d, mask=dr, other=1.0).to(tl.float32)
         sine = tl.load(sin + n * ROT + d, mask=dr, other=0.0).to(tl.float32)
-        rm = gm[:, None] & dr[None, :]
-        q_other_at = (h * G + g)[:, None] * D + other[None, :]
-    keys_norm = norm + H * G * D
     if HAS_NORM:
         q_weight = tl.load(norm + q_at, mask=qm, other=0.0).to(tl.float32)
-        k_weight = tl.load(keys_norm + columns, mask=dm, other=0.0).to(tl.float32)
-        if ROT > 0:
-            q_other_weight = tl.load(norm + q_other_at, mask=rm, other=0.0).to(tl.float32)
-            k_other_weight = tl.load(keys_norm + other_columns, mask=dr, other=0.0).to(tl.float32)
+        k_weight = tl.load(norm + H * G * D + columns, mask=dm, other=0.0).to(tl.float32)
     if split >= used:
         return
     after_earlier_kernels(OVERLAPS)
@@ -260,38 +258,31 @@ def rope_decode_kernel(
     k = tl.load(keys_line + columns, mask=dm, other=0.0).to(tl.float32)
     v = tl.load(keys_line + H * D + columns, mask=dm, other=0.0).to(tl.float32)
     if PQ >= 0:
-        for r in tl.static_range(0, R):
-            s = tl.load(shrunk + (b * P + PQ) * R + r)
-            weights = bq + (slot * R + r) * (H * G * D)
-            q += s * tl.load(weights + q_at, mask=qm, other=0.0).to(tl.float32)
+        shrunk_q = shrunk + (b * P + PQ) * R
+        for r in tl.static_range(min(R, RC)):
+            q += tl.load(shrunk_q + r) * weights_q[r].to(tl.float32)
+        for r in range(RC, R):
+            more = tl.load(rows_q + r * (H * G * D), mask=qm, other=0.0)
+            q += tl.load(shrunk_q + r) * more.to(tl.float32)
     if PK >= 0:
         k = add_lora(k, weights_k, columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
     if PV >= 0:
         v = add_lora(v, weights_v, columns, dm, shrunk, bv, slot, b, H * D, R, RC, P, PV)
     kind = qkv.dtype.element_ty
     if HAS_NORM:
-        q_inverse = (1.0 / tl.sqrt(tl.sum(q * q, 1) / D + eps))[:, None]
-        k_inverse = 1.0 / tl.sqrt(tl.sum(k * k, 0) / D + eps)
-        q = normed(q, q_inverse, q_weight, kind)
-        k = normed(k, k_inverse, k_weight, kind)
+        q = normed(q, (1.0 / tl.sqrt(tl.sum(q * q, 1) / D + eps))[:, None], q_weight, kind)
+        k = normed(k, 1.0 / tl.sqrt(tl.sum(k * k, 0) / D + eps), k_weight, kind)
     if ROT > 0:
-        q_other = tl.load(line + q_other_at, mask=rm, other=0.0).to(tl.float32)
-        k_other = tl.load(keys_line + other_columns, mask=dr, other=0.0).to(tl.float32)
-        if PQ >= 0:
-            for r in tl.static_range(0, R):
-                s = tl.load(shrunk + (b * P + PQ) * R + r)
-                weights = bq + (slot * R + r) * (H * G * D)
-                q_other += s * tl.load(weights + q_other_at, mask=rm, other=0.0).to(tl.float32)
-        if PK >= 0:
-            k_other = add_lora(
-                k_other, other_weights, other_columns, dr, shrunk, bk, slot, b, H * D, R, RC, P, PK
-            )
-        if HAS_NORM:
-            q_other = normed(q_other, q_inverse, q_other_weight, kind)
-            k_other = normed(k_other, k_inverse, k_other_weight, kind)
+        q_other = tl.gather(q, tl.broadcast_to(other[None, :], (GQ, DP)), 1)
         q = q * cosine[None, :] + q_other * sine[None, :]
-        k = k * cosine + k_other * sine
+        k = k * cosine + tl.gather(k, other, 0) * sine
     query = q.to(kind)
+    if GQ < GP:  # heads repeat, whose scores nobody stores
+        query = tl.broadcast_to(query[None, :, :], (GP // GQ, GQ, DP))
+        query = tl.reshape(query, (GP, DP))
+    g = tl.arange(0, GP)
+    qm = (g < G)[:, None] & dm[None, :]
+    q_at = (h * G + g)[:, None] * D + d[None, :]
     key_scales = scales + h * scales_row + start
     value_scales = key_scales + H * scales_row
     largest = tl.full((GP,), -1e30, tl.float32)

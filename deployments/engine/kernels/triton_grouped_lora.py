@@ -12,7 +12,7 @@ import triton.language as tl
 from deployments.engine.kernels.backend import counters, launch_options, overlaps
 from deployments.engine.kernels.ops import Expansion, RowGroups
 from deployments.engine.kernels.quantised_tiles import SHRINK_INPUTS, parts_of
-from deployments.engine.kernels.triton_groups import three, tile_rows
+from deployments.engine.kernels.triton_groups import ONE_ORDER_ROWS, three, tile_rows
 from deployments.engine.kernels.triton_lora import activated
 from deployments.engine.kernels.triton_overlap import (
     after_earlier_kernels,
@@ -20,8 +20,12 @@ from deployments.engine.kernels.triton_overlap import (
     launch_next,
 )
 
-_RANKS = 16  # of one program of a shrink: the fewest that tensor cores take
+# Ranks of one program of a shrink: the fewest that tensor cores take, and the most, of large tiles.
+_RANKS, _MOST_RANKS = 16, 64
 _COLUMNS = 128  # of one program of an expansion
+_GATED_COLUMNS = 64  # of one that applies an activation too
+_GATED_WARPS = 4
+_EXPAND_WARPS = 4
 _MOST_TILES = 1 << 18  # times blocks of ranks: a prompt of 128,000 tokens with rank 256
 
 
@@ -31,7 +35,8 @@ def _shrink_kernel(
     P: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr,
     BK: tl.constexpr, EVEN_K: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
-    """Compute RC ranks of one module for a tile. Program (tile, module and ranks, part of the sum).
+    """Compute RC of the P times R ranks of all modules for a tile. Program (tile, ranks, part of
+    the sum).
 
     The program that comes last adds the parts, always in the same order.
     """
@@ -41,17 +46,16 @@ def _shrink_kernel(
     if tl.load(tiles + tile * 3 + 2) == 0:
         return
     slot, rows, im = tile_rows(order, tiles, tile, BM)
-    BLOCKS: tl.constexpr = (R + RC - 1) // RC
-    module = tl.program_id(1) // BLOCKS
-    r = tl.program_id(1) % BLOCKS * RC + tl.arange(0, RC)
-    rm = r < R
-    a = a0
-    if module == 1:
-        a = a1
-    if module == 2:
-        a = a2
+    u = tl.program_id(1) * RC + tl.arange(0, RC)
+    rm = u < P * R
+    module = u // R
+    at_rank = slot * (R * K) + u % R * K
+    weights = a0 + at_rank
+    if P > 1:
+        weights = tl.where(module == 1, a1 + at_rank, weights)
+    if P > 2:
+        weights = tl.where(module == 2, a2 + at_rank, weights)
     lines = x + rows[None, :] * x_row
-    weights = a + slot * (R * K) + r[:, None] * K
     acc = tl.zeros((RC, BM), tl.float32)
     if slot != 0:
         for first in range(part * length, tl.minimum(K, (part + 1) * length), BK):
@@ -61,10 +65,10 @@ def _shrink_kernel(
             if not EVEN_K:
                 w_mask = w_mask & (k < K)[None, :]
                 x_mask = x_mask & (k < K)[:, None]
-            ws = tl.load(weights + k[None, :], mask=w_mask, other=0.0)
+            ws = tl.load(weights[:, None] + k[None, :], mask=w_mask, other=0.0)
             xs = tl.load(lines + k[:, None], mask=x_mask, other=0.0)
             acc = tl.dot(ws, xs, acc, input_precision="ieee")
-    at = rows[None, :] * (P * R) + module * R + r[:, None]
+    at = rows[None, :] * (P * R) + u[:, None]
     mask = im[None, :] & rm[:, None]
     is_last = True
     if PARTS > 1:
@@ -85,19 +89,29 @@ def _shrink_kernel(
 
 
 @triton.jit
+def _b_of(stack, slot, first, c, n, R: tl.constexpr, RC: tl.constexpr):
+    """Return RC ranks of an adapter's B (RC, BN) at columns c of n, from rank `first` on."""
+    r = first + tl.arange(0, RC)
+    weights = stack + slot * (R * n) + r[:, None] * n + c[None, :]
+    mask = (r < R)[:, None] & (c < n)[None, :] & (slot != 0)
+    return tl.load(weights, mask=mask, other=0.0)
+
+
+@triton.jit
 def _expanded(
-    shrunk, stack, slot, rows, im, c, n, module, kind: tl.constexpr, P: tl.constexpr,
+    shrunk, stack, weights, slot, rows, im, c, n, module, kind: tl.constexpr, P: tl.constexpr,
     R: tl.constexpr, RC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Return what a tile's adapter adds to the columns c (BN,) of n of one module."""
+    """Return what a tile's adapter adds to the columns c (BN,) of n of one module, of whose B
+    `weights` are the first RC ranks."""
     acc = tl.zeros((BM, BN), tl.float32)
     for first in tl.static_range(0, R, RC):
+        if first > 0:
+            weights = _b_of(stack, slot, first, c, n, R, RC)
         r = first + tl.arange(0, RC)
         at = shrunk + (rows[:, None] * P + module) * R + r[None, :]
         s = tl.load(at, mask=im[:, None] & (r < R)[None, :], other=0.0).to(kind)
-        weights = stack + slot * (R * n) + r[:, None] * n + c[None, :]
-        ws = tl.load(weights, mask=(r < R)[:, None] & (c < n)[None, :], other=0.0)
-        acc = tl.dot(s, ws, acc, input_precision="ieee")
+        acc = tl.dot(s, weights, acc, input_precision="ieee")
     return acc
 
 
@@ -138,7 +152,10 @@ def _expand_kernel(
     slot, rows, im = tile_rows(order, tiles, tile, BM)
     if slot != 0:
         kind: tl.constexpr = y.dtype.element_ty
-        acc = _expanded(shrunk, stack, slot, rows, im, c, n, module, kind, P, R, RC, BM, BN)
+        weights = _b_of(stack, slot, 0, c, n, R, RC)
+        acc = _expanded(
+            shrunk, stack, weights, slot, rows, im, c, n, module, kind, P, R, RC, BM, BN
+        )
         at = y + rows[:, None] * y_row + start + c[None, :]
         mask = im[:, None] & (c < n)[None, :]
         old = tl.load(at, mask=mask, other=0.0).to(tl.float32)
@@ -155,16 +172,22 @@ def _expand_gated_kernel(
 ):  # fmt: skip
     """Compute BN columns of act(gate) * value for a tile. Program (tile, columns).
 
-    GATE, VALUE: the modules whose adapters are added first, perhaps one for both; -1 for none. They
-    have gate_n and value_n columns; the values begin at column `first_value` of theirs.
+    The tile, and the first ranks of B, are read before earlier kernels end: the rows were grouped
+    when the step began. GATE, VALUE: the modules whose adapters are added first, perhaps one for
+    both; -1 for none. They have gate_n and value_n columns; the values begin at column
+    `first_value` of theirs.
     """
     launch_next(OVERLAPS)
-    after_earlier_kernels(OVERLAPS)
     tile = tl.program_id(0)
     if tl.load(tiles + tile * 3 + 2) == 0:
         return
     slot, rows, im = tile_rows(order, tiles, tile, BM)
     c = tl.program_id(1) * BN + tl.arange(0, BN)
+    if GATE >= 0:
+        gate_weights = _b_of(gate_b, slot, 0, c, gate_n, R, RC)
+    if VALUE >= 0:
+        value_weights = _b_of(value_b, slot, 0, first_value + c, value_n, R, RC)
+    after_earlier_kernels(OVERLAPS)
     mask = im[:, None] & (c < F)[None, :]
     at = y + rows[:, None] * (2 * F) + c[None, :]
     kind: tl.constexpr = y.dtype.element_ty
@@ -173,12 +196,13 @@ def _expand_gated_kernel(
     if slot != 0:
         if GATE >= 0:
             gate += _expanded(
-                shrunk, gate_b, slot, rows, im, c, gate_n, GATE, kind, P, R, RC, BM, BN
-            )
+                shrunk, gate_b, gate_weights, slot, rows, im, c, gate_n, GATE, kind, P, R, RC, BM,
+                BN,
+            )  # fmt: skip
         if VALUE >= 0:
             value += _expanded(
-                shrunk, value_b, slot, rows, im, first_value + c, value_n, VALUE, kind, P, R, RC,
-                BM, BN,
+                shrunk, value_b, value_weights, slot, rows, im, first_value + c, value_n, VALUE,
+                kind, P, R, RC, BM, BN,
             )  # fmt: skip
     acted = activated(gate.to(kind).to(tl.float32), IS_SILU).to(kind).to(tl.float32)
     product = acted * value.to(kind).to(tl.float32)
@@ -194,12 +218,15 @@ def lora_shrink(x: torch.Tensor, stacks: Sequence[torch.Tensor], groups: RowGrou
     (rows, inputs), modules, rank = x.shape, len(stacks), stacks[0].shape[1]
     parts, length = parts_of(inputs)
     out = groups.shrunk[: rows * modules * rank].view(rows, modules, rank)
-    blocks = modules * triton.cdiv(rank, _RANKS)
+    together = _RANKS
+    if groups.tile_rows > ONE_ORDER_ROWS:
+        together = max(_RANKS, min(_MOST_RANKS, triton.next_power_of_2(modules * rank)))
+    blocks = triton.cdiv(modules * rank, together)
     assert len(groups.tiles) * blocks <= _MOST_TILES, "more tiles than counters"
     _shrink_kernel[len(groups.tiles), blocks, parts](
         x, *three(stacks), groups.order, groups.tiles, out, groups.partials,
         counters("shrink", _MOST_TILES, x.device), x.stride(0), inputs, rows, length,
-        P=modules, R=rank, RC=_RANKS, PARTS=parts, BM=groups.tile_rows, BK=SHRINK_INPUTS,
+        P=modules, R=rank, RC=together, PARTS=parts, BM=groups.tile_rows, BK=SHRINK_INPUTS,
         EVEN_K=inputs % SHRINK_INPUTS == 0, OVERLAPS=overlaps(x.device), num_warps=4, num_stages=4,
         **launch_options(x.device),
     )  # fmt: skip
@@ -227,7 +254,7 @@ def lora_expand_add(
         groups.order, groups.tiles, y.stride(0),
         P=len(tensors), R=rank, RC=_ranks_together(rank),
         BM=groups.tile_rows, BN=_COLUMNS,
-        OVERLAPS=overlaps(y.device), num_warps=4, **launch_options(y.device),
+        OVERLAPS=overlaps(y.device), num_warps=_EXPAND_WARPS, **launch_options(y.device),
         **dict(zip(("G0", "G1", "G2"), three([f is not None for f in factors]), strict=True)),
     )  # fmt: skip
 
@@ -241,12 +268,12 @@ def lora_expand_gated(y: torch.Tensor, expansion: Expansion, activation: str) ->
     stacks = [y if i < 0 else expansion.stacks[i][1] for i in (gate, value)]
     first_value = 0 if value < 0 else width - expansion.stacks[value][0]
     out = torch.empty(len(y), width, dtype=y.dtype, device=y.device)
-    _expand_gated_kernel[len(groups.tiles), triton.cdiv(width, _COLUMNS)](
+    _expand_gated_kernel[len(groups.tiles), triton.cdiv(width, _GATED_COLUMNS)](
         y, out, expansion.shrunk, *stacks, *(b.shape[-1] for b in stacks), first_value,
         groups.order, groups.tiles, width,
         GATE=gate, VALUE=value, P=len(expansion.stacks), R=expansion.rank,
-        RC=_ranks_together(expansion.rank), BM=groups.tile_rows, BN=_COLUMNS,
-        IS_SILU=activation == "silu", OVERLAPS=overlaps(y.device), num_warps=4,
+        RC=_ranks_together(expansion.rank), BM=groups.tile_rows, BN=_GATED_COLUMNS,
+        IS_SILU=activation == "silu", OVERLAPS=overlaps(y.device), num_warps=_GATED_WARPS,
         **launch_options(y.device),
     )  # fmt: skip
     return out

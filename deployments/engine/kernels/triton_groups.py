@@ -14,7 +14,9 @@ import triton.language as tl
 from deployments.engine.kernels.ops import RowGroups
 from deployments.engine.kernels.quantised_tiles import most_parts
 
-_FEW_ROWS = 256  # up to so many, tiles of 16 rows; tensor cores add up larger ones alike
+_FEW_ROWS, _MANY_ROWS = 256, 1024  # up to so many, tiles of 16 rows; from so many on, of 64
+ONE_ORDER_ROWS = 32  # of a tile, at most, which tensor cores add up as they do 16
+_MOST_TILE_ROWS = 64
 _COMPARED = 64  # rows that are compared with each other at a time
 
 
@@ -91,15 +93,20 @@ def tile_rows(order, tiles, tile, BM: tl.constexpr):
     return slot, tl.load(order + first + i, mask=mask, other=0).to(tl.int64), mask
 
 
-def group_rows(slots: torch.Tensor, num_slots: int, *, ranks: int, inputs: int) -> RowGroups:
+def group_rows(
+    slots: torch.Tensor, num_slots: int, *, ranks: int, inputs: int, is_invariant: bool = False
+) -> RowGroups:
     """Group rows with these slots (B,).
 
     Args:
+        is_invariant: a row's sums do not depend on the number of rows.
         ranks: of all modules of one layer together, at most.
         inputs: of a layer, at most.
     """
     rows, device = len(slots), slots.device
-    size = 16 if rows <= _FEW_ROWS else 32
+    size = 16 if rows <= _FEW_ROWS else ONE_ORDER_ROWS
+    if rows >= _MANY_ROWS and not is_invariant:
+        size = _MOST_TILE_ROWS
     num_tiles = min(rows, num_slots + rows // size)
     integers = functools.partial(torch.empty, dtype=torch.int32, device=device)
     floats = functools.partial(torch.empty, dtype=torch.float32, device=device)
@@ -107,7 +114,7 @@ def group_rows(slots: torch.Tensor, num_slots: int, *, ranks: int, inputs: int) 
     groups = RowGroups(
         order=integers(rows),
         tiles=integers(num_tiles, 3),
-        active=integers(1 + min(rows, num_slots)),
+        active=integers(1 + min(rows, num_slots - 1)),
         shrunk=floats(rows * ranks),
         partials=floats(rows * ranks * parts if parts > 1 else 0),
         tile_rows=size,

@@ -12,10 +12,12 @@ import triton
 import triton.language as tl
 
 from deployments.engine.kernels.backend import launch_options, overlaps
+from deployments.engine.kernels.ops import Expansion
 from deployments.engine.kernels.triton_groups import three
 from deployments.engine.kernels.triton_overlap import after_earlier_kernels, launch_next
 
 _RANKS = 8  # ranks that one program takes together
+_NUMBERS_AHEAD = 1 << 16  # of B, which a program asks for before earlier kernels end
 _GATED_COLUMNS = 1024
 MAX_NORM_COLUMNS = 4096  # one program holds a whole row, times _RANKS
 
@@ -72,6 +74,43 @@ def _norm_kernel(x, weight, out, eps, x_row, K, BLOCK: tl.constexpr, OVERLAPS: t
     scaled = (xs * inverse).to(kind).to(tl.float32)
     ys = scaled * scales.to(tl.float32)
     tl.store(out + at + k, ys.to(kind), mask=km)
+
+
+@triton.jit
+def _expand_norm_kernel(
+    x, shrunk, stack, slots, weight, out, eps, K, R: tl.constexpr, AHEAD: tl.constexpr,
+    BLOCK: tl.constexpr, OVERLAPS: tl.constexpr,
+):  # fmt: skip
+    """Add a row's B to it in place, then compute its RMS norm. Program (b).
+
+    AHEAD: ranks of B, and the norm's weight, are read before earlier kernels end.
+    """
+    launch_next(OVERLAPS)
+    b = tl.program_id(0)
+    k = tl.arange(0, BLOCK)
+    km = k < K
+    slot = tl.load(slots + b).to(tl.int64)
+    has_one = slot != 0
+    rows = stack + slot * (R * K) + k
+    weights = ()
+    for r in tl.static_range(AHEAD):
+        weights = weights + (tl.load(rows + r * K, mask=km & has_one, other=0.0),)
+    scales = tl.load(weight + k, mask=km, other=0.0)
+    after_earlier_kernels(OVERLAPS)
+    xs = tl.load(x + b * K + k, mask=km, other=0.0).to(tl.float32)
+    added = tl.zeros((BLOCK,), tl.float32)
+    for r in tl.static_range(AHEAD):
+        added += weights[r].to(tl.float32) * tl.load(shrunk + b * R + r)
+    for r in range(AHEAD, R):
+        more = tl.load(rows + r * K, mask=km & has_one, other=0.0).to(tl.float32)
+        added += more * tl.load(shrunk + b * R + r)
+    kind = out.dtype.element_ty
+    sums = (xs + added).to(kind)
+    tl.store(x + b * K + k, sums, mask=km)
+    xs = sums.to(tl.float32)
+    inverse = 1.0 / tl.sqrt(tl.sum(xs * xs, 0) / K + eps)
+    ys = (xs * inverse).to(kind).to(tl.float32) * scales.to(tl.float32)
+    tl.store(out + b * K + k, ys.to(kind), mask=km)
 
 
 @triton.jit
@@ -142,6 +181,21 @@ def norm_shrink(
         OVERLAPS=overlaps(x.device), num_warps=16, **launch_options(x.device),
     )  # fmt: skip
     return normed, out
+
+
+def expand_norm(
+    x: torch.Tensor, expansion: Expansion, weight: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """Add an expansion of one module to x (B, d) in place, and return ops.rms_norm of the sum."""
+    ((_, stack),) = expansion.stacks
+    out, block = torch.empty_like(x), triton.next_power_of_2(x.shape[1])
+    _expand_norm_kernel[(len(x),)](
+        x, expansion.shrunk, stack, expansion.slots, weight, out, eps, x.shape[1],
+        R=expansion.rank, AHEAD=min(expansion.rank, _NUMBERS_AHEAD // block),
+        BLOCK=block, OVERLAPS=overlaps(x.device), num_warps=16,
+        **launch_options(x.device),
+    )  # fmt: skip
+    return out
 
 
 def rms_norm_rows(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -51,11 +51,90 @@ def _gated(acc, BN: tl.constexpr, BM: tl.constexpr, IS_SILU: tl.constexpr, dtype
     return tl.reshape(acted * value.to(tl.float32), (BN // 2, BM))
 
 
+@triton.jit
+def _together(
+    acc, partials, counters, number, piece, BN: tl.constexpr, BM: tl.constexpr, SPLITS: tl.constexpr
+):
+    """Return the sum of a tile's pieces, of which this program has one, and whether it came last:
+    the others' sums are not whole. The order is always the same."""
+    is_last = True
+    if SPLITS > 1:
+        own = partials + (number.to(tl.int64) * SPLITS) * (BN * BM)
+        own += tl.arange(0, BN)[:, None] * BM + tl.arange(0, BM)[None, :]
+        tl.store(own + piece * (BN * BM), acc)
+        tl.debug_barrier()
+        is_last = tl.atomic_add(counters + number, 1) == SPLITS - 1
+        if is_last:
+            tl.store(counters + number, 0)
+            acc = tl.zeros((BN, BM), tl.float32)
+            for some in tl.static_range(0, SPLITS, 4):  # are asked for before one is added
+                pieces = ()
+                for other in tl.static_range(some, min(some + 4, SPLITS)):
+                    at_piece = own + other * (BN * BM)
+                    pieces = pieces + (tl.load(at_piece, cache_modifier=".cg"),)
+                for other in tl.static_range(len(pieces)):
+                    acc += pieces[other]
+    return acc, is_last
+
+
+@triton.jit
+def _shrink(
+    lines, a0, a1, a2, shrunk, slots, active, partials, counters, number, first, piece, m, M, K,
+    length, P: tl.constexpr, R: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    SPLITS: tl.constexpr, IS_EVEN: tl.constexpr, OVERLAPS: tl.constexpr,
+):  # fmt: skip
+    """Multiply rows by A's ranks as the outputs are: BN of those of all adapters in use, from
+    `first` on, each adapter's P times R side by side. A row keeps its own adapter's.
+
+    Rows without an adapter get zeros. The rows' adapters are read before earlier kernels end: the
+    rows were grouped when the step began.
+    """
+    num = tl.load(active)
+    if first < tl.maximum(num, 1) * (P * R):
+        u = first + tl.arange(0, BN)
+        adapter = u // (P * R)
+        module = u // R % P
+        r = u % R
+        there = adapter < num
+        slot = tl.load(active + 1 + adapter, mask=there, other=0).to(tl.int64)
+        at = (slot * R + r) * K
+        rows = a0 + at
+        if P > 1:
+            rows = tl.where(module == 1, a1 + at, rows)
+        if P > 2:
+            rows = tl.where(module == 2, a2 + at, rows)
+        row_slots = tl.load(slots + m, mask=m < M, other=-1)
+        acc = tl.zeros((BN, BM), tl.float32)
+        k = tl.arange(0, BK)
+        begin = piece * length
+        after_earlier_kernels(OVERLAPS)
+        for step in range(0, length, BK):
+            at_k = begin + step + k
+            if IS_EVEN:
+                weights = tl.load(rows[:, None] + at_k[None, :], mask=there[:, None], other=0.0)
+                xs = tl.load(lines + at_k[:, None])
+            else:
+                inside = at_k < K
+                mask = there[:, None] & inside[None, :]
+                weights = tl.load(rows[:, None] + at_k[None, :], mask=mask, other=0.0)
+                xs = tl.load(lines + at_k[:, None], mask=inside[:, None], other=0.0)
+            acc = tl.dot(weights, xs, acc, input_precision="ieee")
+        acc, is_last = _together(acc, partials, counters, number, piece, BN, BM, SPLITS)
+        if is_last:
+            has_none = row_slots == 0
+            own = there[:, None] & (slot[:, None] == row_slots[None, :])
+            own = own | ((adapter == 0)[:, None] & has_none[None, :])
+            to = shrunk + (m[None, :] * P + module[:, None]) * R + r[:, None]
+            tl.store(to, tl.where(has_none[None, :], 0.0, acc), mask=own)
+
+
 @triton.jit(do_not_specialize=["M"])
 def product_kernel(
     x, values, factors, table, bias, out, shrunk, slots, active, b0, b1, b2, start0, start1,
-    start2, n0, n1, n2, partials, counters, M, N, K, length, x_row, out_row, width,
+    start2, n0, n1, n2, a0, a1, a2, partials, counters, M, N, K, length, x_row, out_row, width,
+    columns,
     P: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, G: tl.constexpr, BESIDE: tl.constexpr,
+    SHRINKS: tl.constexpr, RANK: tl.constexpr,
     KIND: tl.constexpr, HAS_BIAS: tl.constexpr, ADDS: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr, SPLITS: tl.constexpr,
     IS_EVEN: tl.constexpr, IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr,
@@ -67,15 +146,24 @@ def product_kernel(
     registers. Pieces are added by the program that comes last, always in the same order.
     IS_EVEN: the pieces are K inputs together. GATED: half of the tile's outputs are gates, and
     N is the number of gated ones. P: modules whose adapters are added. BESIDE: the kernel just
-    before writes `shrunk`, and let this one be launched once x could be read.
+    before writes `shrunk`, and let this one be launched once x could be read. SHRINKS: modules by
+    whose A, of RANK, the programs from `columns` on multiply x; these write `shrunk`.
     """
     launch_next(OVERLAPS)
     column = tl.program_id(0)
     piece = tl.program_id(1)
+    number = tl.program_id(2) * tl.num_programs(0) + column  # of the tile
     i = tl.arange(0, BN)
-    n = _output_of(column * BN + i, N, GATED)
     m = tl.program_id(2) * BM + tl.arange(0, BM)
     lines = x + tl.minimum(m, M - 1)[None, :] * x_row
+    if SHRINKS > 0 and column >= columns:
+        _shrink(
+            lines, a0, a1, a2, shrunk, slots, active, partials, counters, number,
+            (column - columns) * BN, piece, m, M, K, length, SHRINKS, RANK, BM, BN, BK, SPLITS,
+            IS_EVEN, OVERLAPS,
+        )  # fmt: skip
+        return
+    n = _output_of(column * BN + i, N, GATED)
     kind: tl.constexpr = x.dtype.element_ty
     acc = tl.zeros((BN, BM), tl.float32)
     stored = N * 2 if GATED else N  # rows of the weight
@@ -154,24 +242,7 @@ def product_kernel(
             acc = tl.dot(weights, xs, acc, input_precision="ieee")
     if BESIDE:
         after_earlier_kernels(OVERLAPS)
-    is_last = True
-    if SPLITS > 1:
-        tile_number = tl.program_id(2) * tl.num_programs(0) + column
-        own = partials + (tile_number.to(tl.int64) * SPLITS) * (BN * BM)
-        own += i[:, None] * BM + tl.arange(0, BM)[None, :]
-        tl.store(own + piece * (BN * BM), acc)
-        tl.debug_barrier()
-        is_last = tl.atomic_add(counters + tile_number, 1) == SPLITS - 1
-        if is_last:
-            tl.store(counters + tile_number, 0)
-            acc = tl.zeros((BN, BM), tl.float32)
-            for some in tl.static_range(0, SPLITS, 4):  # are asked for before one is added
-                pieces = ()
-                for other in tl.static_range(some, min(some + 4, SPLITS)):
-                    at_piece = own + other * (BN * BM)
-                    pieces = pieces + (tl.load(at_piece, cache_modifier=".cg"),)
-                for other in tl.static_range(len(pieces)):
-                    acc += pieces[other]
+    acc, is_last = _together(acc, partials, counters, number, piece, BN, BM, SPLITS)
     if is_last:
         if KIND == "int8" or KIND == "fp8":
             acc = acc * factor[:, None]

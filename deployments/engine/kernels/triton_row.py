@@ -192,9 +192,12 @@ def _outputs(
 @triton.jit
 def _shrink(
     x, norm, eps, slots, a0, a1, a2, shrunk, program, K, R: tl.constexpr, RC: tl.constexpr,
-    BLOCK: tl.constexpr, OVERLAPS: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCKS: tl.constexpr, HAS_NORM: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
-    """Multiply the RMS norm of x by RC ranks of one module's A; `program` counts them."""
+    """Multiply x, or its RMS norm, by RC ranks of one module's A; `program` counts them.
+
+    The inputs are BLOCKS times BLOCK, or fewer.
+    """
     module = program // (R // RC)
     r = program % (R // RC) * RC + tl.arange(0, RC)
     slot = tl.load(slots).to(tl.int64)
@@ -203,16 +206,28 @@ def _shrink(
         a = a1
     if module == 2:
         a = a2
-    k = tl.arange(0, BLOCK)
-    mask = k < K
-    at = a + slot * (R * K) + r[:, None] * K + k[None, :]
-    weights = tl.load(at, mask=mask[None, :] & (slot != 0), other=0.0)
-    gains = tl.load(norm + k, mask=mask, other=0.0).to(tl.float32)
+    rows = a + slot * (R * K) + r * K
+    blocks = ()
+    gains = ()
+    for i in tl.static_range(BLOCKS):
+        k = i * BLOCK + tl.arange(0, BLOCK)
+        mask = (k < K) & (slot != 0)
+        blocks = blocks + (tl.load(rows[:, None] + k[None, :], mask=mask[None, :], other=0.0),)
+        if HAS_NORM:
+            gains = gains + (tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32),)
     after_earlier_kernels(OVERLAPS)
-    xs = tl.load(x + k, mask=mask, other=0.0).to(tl.float32)
-    inverse = 1.0 / tl.sqrt(tl.sum(xs * xs, 0) / K + eps)
-    acc = tl.sum(weights.to(tl.float32) * (xs * gains)[None, :], 1)
-    tl.store(shrunk + module * R + r, acc * inverse)
+    acc = tl.zeros((RC,), tl.float32)
+    squares = 0.0
+    for i in tl.static_range(BLOCKS):
+        k = i * BLOCK + tl.arange(0, BLOCK)
+        xs = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
+        if HAS_NORM:
+            squares += tl.sum(xs * xs, 0)
+            xs *= gains[i]
+        acc += tl.sum(blocks[i].to(tl.float32) * xs[None, :], 1)
+    if HAS_NORM:
+        acc = acc * (1.0 / tl.sqrt(squares / K + eps))
+    tl.store(shrunk + module * R + r, acc)
 
 
 @triton.jit
@@ -221,8 +236,8 @@ def row_kernel(
     start2, n0, n1, n2, norm, eps, a0, a1, a2, N, K, width, columns, P: tl.constexpr,
     R: tl.constexpr, RP: tl.constexpr, BESIDE: tl.constexpr, KIND: tl.constexpr,
     HAS_BIAS: tl.constexpr, ADDS: tl.constexpr, HAS_NORM: tl.constexpr, RANK: tl.constexpr,
-    RC: tl.constexpr, BLOCK: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    TILES: tl.constexpr, AHEAD: tl.constexpr,
+    RC: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, TILES: tl.constexpr, AHEAD: tl.constexpr,
     IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr, GATED: tl.constexpr, IS_SILU: tl.constexpr,
 ):  # fmt: skip
     """Compute BN outputs of a single row. Program (outputs, and behind them ranks of adapters).
@@ -238,8 +253,9 @@ def row_kernel(
     program = tl.program_id(0)
     if RANK > 0 and program >= columns:
         _shrink(
-            x, norm, eps, slots, a0, a1, a2, shrunk, program - columns, K, RANK, RC, BLOCK, OVERLAPS
-        )
+            x, norm, eps, slots, a0, a1, a2, shrunk, program - columns, K, RANK, RC, BLOCK, BLOCKS,
+            HAS_NORM, OVERLAPS,
+        )  # fmt: skip
     else:
         _outputs(
             x, values, factors, table, bias, out, shrunk, slots, b0, b1, b2, start0, start1, start2,

@@ -1,12 +1,11 @@
 """Describe the linear layers that adapters change, the weights of all adapters, and a batch's."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from deployments.engine.kernels.ops import Expansion, rms_norm
+from deployments.engine.kernels.ops import Expansion, Shrink, rms_norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +62,25 @@ class LoraBatch(Protocol):
         """Return whether `add` multiplies y by gains first (DoRA): y then is the base model's
         product alone, without a bias or a residual."""
 
-    def few(self, layer: str) -> tuple[Sequence[torch.Tensor], torch.Tensor] | None:
-        """Return each adapted module's A of all slots, and the rows' slots, where the ranks are so
-        few that the kernel that norms and multiplies a row takes them too; None: they are not."""
+    def few(self, layer: str) -> Shrink | None:
+        """Return by what the product by few rows x may multiply x as well; None: the ranks are too
+        many, or there are none."""
 
     def expanded(self, layer: str, shrunk: torch.Tensor) -> Expansion:
-        """Return what that kernel's product with A (B, P, R) becomes part of."""
+        """Return what that product with A (B, P, R) becomes part of."""
+
+    def owe(self, x: torch.Tensor, expansion: Expansion) -> None:
+        """Add the expansion to x (T, d) when x is normed next by `norm` or `normed`, or by
+        `settle`. Until then nothing else may read x."""
+
+    def owes(self, x: torch.Tensor) -> bool:
+        """Return whether an expansion is still to be added to x."""
+
+    def settle(self, x: torch.Tensor) -> torch.Tensor:
+        """Add to x what is owed to it, in place, and return x."""
+
+    def normed(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """Return the RMS norm of x (T, in), with what is owed to it."""
 
     def gated(self, expansion: Expansion, y: torch.Tensor, activation: str) -> torch.Tensor:
         """Return gated_activation, one of GATED, of y (T, 2 F) with this expansion added."""
@@ -76,7 +88,7 @@ class LoraBatch(Protocol):
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, Expansion | None]:
-        """Return the RMS norm of x (T, in), and `shrink` of it if that came with it."""
+        """Return `normed`, and `shrink` of it if that came with it."""
 
     def shrink(self, layer: str, x: torch.Tensor) -> Expansion | None:
         """Return x @ A, for the product by x that follows and for `add`; None: `add` computes it.
@@ -110,6 +122,18 @@ class AddedLater:
 
     def gated(self, expansion: Expansion, y: torch.Tensor, activation: str) -> torch.Tensor:
         raise AssertionError("this batch makes no expansion")
+
+    def owe(self, x: torch.Tensor, expansion: Expansion) -> None:
+        raise AssertionError("this batch makes no expansion")
+
+    def owes(self, x: torch.Tensor) -> bool:
+        return False
+
+    def settle(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def normed(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return rms_norm(x, weight, eps)
 
     def norm(
         self, layer: str, x: torch.Tensor, weight: torch.Tensor, eps: float

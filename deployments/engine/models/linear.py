@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from deployments.engine.kernels.ops import GATED, Expansion, gated_activation, rms_norm
+from deployments.engine.kernels.ops import GATED, Expansion, Shrink, gated_activation, rms_norm
 from deployments.engine.lora.layers import LoraBatch, LoraLayer
 from deployments.engine.models.products import (
     KernelProduct,
@@ -126,7 +126,7 @@ class FusedLinear(AdaptedLinear):
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, lora: LoraBatch | None
     ) -> torch.Tensor:
         """Apply the layer to the RMS norm of x (T, in), whose weight is (in,)."""
-        done = self._in_one_kernel(x, weight, eps, lora)
+        done = self._with_shrink(x, weight, eps, lora)
         if done is not None:
             y, expansion = done
             if lora is not None and expansion is not None:
@@ -137,25 +137,44 @@ class FusedLinear(AdaptedLinear):
         normed, expansion = lora.norm(self.name, x, weight, eps)
         return self._adapted(normed, lora, expansion)
 
-    def _in_one_kernel(
+    def _with_shrink(
         self,
         x: torch.Tensor,
-        weight: torch.Tensor,
+        weight: torch.Tensor | None,
         eps: float,
         lora: LoraBatch | None,
         activation: str | None = None,
     ) -> tuple[torch.Tensor, Expansion | None] | None:
-        """Return the product of the norm of few rows, from one kernel, and what is still to be
-        added; None where there is no such kernel."""
-        if not isinstance(self._product, KernelProduct) or not self._product.takes_norm(x):
+        """Return the product of few rows, normed if there is a weight, from one kernel that
+        multiplies by A too or norms a single row; and what is still to be added.
+
+        None where there is no such kernel.
+        """
+        if not isinstance(self._product, KernelProduct):
             return None
-        if lora is None or not lora.adapts(self.name):
-            return self._product.after_norm(x, weight, eps, None, activation)[0], None
-        few = lora.few(self.name)
-        if few is None or self._is_rescaled(lora):
+        shrink = self._shrink(x, lora)
+        if shrink is None and lora is not None and lora.adapts(self.name):
             return None
-        y, shrunk = self._product.after_norm(x, weight, eps, few, activation)
-        return y, None if shrunk is None else lora.expanded(self.name, shrunk)
+        norm = None if weight is None else (weight, eps)
+        is_settled = lora is None or not lora.owes(x)
+        if norm is not None and not (is_settled and self._product.takes_norm(x)):
+            if lora is None or shrink is None:
+                return None
+            x, norm = lora.normed(x, *norm), None
+        if norm is None and shrink is None:
+            return None
+        y, shrunk = self._product.with_shrink(x, shrink, norm=norm, activation=activation)
+        if lora is None or shrunk is None:
+            return y, None
+        return y, lora.expanded(self.name, shrunk)
+
+    def _shrink(self, x: torch.Tensor, lora: LoraBatch | None) -> Shrink | None:
+        """Return by what the product multiplies x (T, in) as well, if it does."""
+        if lora is None or not isinstance(self._product, KernelProduct):
+            return None
+        if self._is_rescaled(lora) or not self._product.takes_shrink(x):
+            return None
+        return lora.few(self.name)
 
     def gated_after_norm(
         self,
@@ -172,10 +191,16 @@ class FusedLinear(AdaptedLinear):
         """
         expansion = None
         is_adapted = lora is not None and lora.adapts(self.name)
-        if weight is not None and activation in GATED and not is_adapted:
-            done = self._in_one_kernel(x, weight, eps, lora, activation)
-            if done is not None:
+        if activation in GATED:
+            own = None if is_adapted else activation
+            done = self._with_shrink(x, weight, eps, lora, own)
+            if done is not None and not is_adapted:
                 return done[0]
+            if done is not None:
+                y, expansion = done
+                assert lora is not None, "an expansion of no adapters"
+                assert expansion is not None, "adapters without an expansion"
+                return lora.gated(expansion, y, activation)
         if weight is not None and lora is not None:
             x, expansion = lora.norm(self.name, x, weight, eps)
         elif weight is not None:
@@ -197,7 +222,7 @@ class FusedLinear(AdaptedLinear):
     ) -> tuple[torch.Tensor, Expansion | None]:
         """Do `after_norm`, but leave the LoRA expansion, if any, to the attention that follows,
         unless the product adds it."""
-        done = self._in_one_kernel(x, weight, eps, lora)
+        done = self._with_shrink(x, weight, eps, lora)
         if done is not None:
             return done
         if lora is None:
@@ -220,6 +245,19 @@ class FusedLinear(AdaptedLinear):
         self._product.add_to(residual, x)
         if lora is not None:
             lora.add(self.name, x, residual, expansion)
+        return residual
+
+    def add_before_norm(
+        self, residual: torch.Tensor, x: torch.Tensor, lora: LoraBatch | None
+    ) -> torch.Tensor:
+        """Do `add_to`, but leave the LoRA expansion, if any, to the RMS norm of the residual that
+        comes next, or to `lora.settle`, where few rows are multiplied by A in the same kernel."""
+        shrink = self._shrink(x, lora)
+        if lora is None or shrink is None or not isinstance(self._product, KernelProduct):
+            return self.add_to(residual, x, lora)
+        _, shrunk = self._product.with_shrink(x, shrink, residual=residual)
+        assert shrunk is not None, "nothing of A"
+        lora.owe(residual, lora.expanded(self.name, shrunk))
         return residual
 
     def squared_norms(self) -> torch.Tensor:

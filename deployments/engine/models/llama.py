@@ -54,7 +54,7 @@ class LlamaModel(TorchBatches):
                 softcap=about.attention_cap,
             )
             x = layer.after_attention(x, attended, lora)
-        return x
+        return x if lora is None else lora.settle(x)
 
     def decode(self, cache: KvCache, batch: DecodeBatch, lora: LoraBatch | None) -> torch.Tensor:
         """Take the rows one position further; returns their states (B, d)."""
@@ -62,7 +62,7 @@ class LlamaModel(TorchBatches):
         for i, (layer, _) in enumerate(self._stack.layers):
             attended = self._stack.self_attention(i, x, batch, lora)
             x = layer.after_attention(x, attended, lora)
-        return x
+        return x if lora is None else lora.settle(x)
 
     def logits(self, hidden: torch.Tensor, lora: LoraBatch | None = None) -> torch.Tensor:
         """Return the logits (n, V) of states (n, d)."""

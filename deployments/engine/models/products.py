@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from deployments.engine.kernels.backend import are_fused
-from deployments.engine.kernels.ops import Expansion
+from deployments.engine.kernels.ops import Expansion, Shrink
 from deployments.engine.models.weights import packed, take_weight
 from deployments.engine.quantised.interleaved import InterleavedWeight, interleaved
 from deployments.engine.quantised.linear import QuantisedLinear
@@ -105,17 +105,13 @@ class KernelProduct:
     """
 
     def __init__(self, weight: InterleavedWeight | torch.Tensor, bias: torch.Tensor | None) -> None:
-        from deployments.engine.kernels.quantised_product import (
-            RowNorm,
-            has_row_norm,
-            plain_product,
-            product,
-            row_product,
-        )
+        from deployments.engine.kernels import quantised_product as kernels
 
-        self._row_norm, self._row_product = RowNorm, row_product
-        self.takes_norm: Callable[[torch.Tensor], bool] = has_row_norm
-        function: Any = plain_product if isinstance(weight, torch.Tensor) else product
+        self._row_norm, self._with_shrink = kernels.RowNorm, kernels.product_with_shrink
+        self.takes_norm: Callable[[torch.Tensor], bool] = kernels.has_row_norm
+        self._takes_shrink = kernels.takes_shrink
+        is_plain = isinstance(weight, torch.Tensor)
+        function: Any = kernels.plain_product if is_plain else kernels.product
         self._product: Callable[..., torch.Tensor] = functools.partial(function, weight=weight)
         self._weight, self._bias = weight, bias
 
@@ -135,18 +131,32 @@ class KernelProduct:
         """Return gated_activation of self(x), for an activation of GATED."""
         return self._product(x, bias=self._bias, activation=activation, expansion=expansion)
 
-    def after_norm(
+    def takes_shrink(self, x: torch.Tensor) -> bool:
+        """Return whether `with_shrink` takes x (T, in)."""
+        return self._takes_shrink(x, self._weight)
+
+    def with_shrink(
         self,
         x: torch.Tensor,
-        norm: torch.Tensor,
-        eps: float,
-        few: tuple[Sequence[torch.Tensor], torch.Tensor] | None,
-        activation: str | None,
+        shrink: Shrink | None,
+        *,
+        norm: tuple[torch.Tensor, float] | None = None,
+        residual: torch.Tensor | None = None,
+        activation: str | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return self of the RMS norm of a row x that it `takes_norm` of, or `gated` of it, and
-        its product with each A of LoraBatch.few."""
-        about = self._row_norm(norm, eps, *(few or ()))
-        return self._row_product(x, self._weight, about, bias=self._bias, activation=activation)
+        """Do `__call__`, `add_to` or `gated`, and return what `shrink` makes of x (T, P, R) too.
+
+        norm: the weight and epsilon of an RMS norm of a single row that it `takes_norm` of.
+        """
+        return self._with_shrink(
+            x,
+            self._weight,
+            shrink,
+            norm=None if norm is None else self._row_norm(*norm),
+            bias=self._bias,
+            residual=residual,
+            activation=activation,
+        )
 
     def in_order(self) -> "OrderedProduct | None":
         if isinstance(self._weight, torch.Tensor):

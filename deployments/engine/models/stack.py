@@ -238,7 +238,7 @@ class Layer:
     ) -> torch.Tensor:
         scale = self._about.residual_scale
         if norm is None and scale == 1.0:
-            return linear.add_to(residual, x, lora)
+            return linear.add_before_norm(residual, x, lora)
         y = linear(x, lora)
         if norm is not None:
             y = rms_norm(y, norm, self._about.eps)

@@ -99,8 +99,9 @@ class T5Model(TorchBatches):
         for layer, bias in zip(self._encoder, self._encoder_biases, strict=True):
             qkv = layer.qkv.after_norm(x, layer.norm_1, self._eps, lora).view(len(x), 3, *heads)
             attended = batch.attention(qkv[:, 0], qkv[:, 1:], bias=bias, scale=1.0, is_causal=False)
-            x = layer.o.add_to(x, attended, lora)
+            x = layer.o.add_before_norm(x, attended, lora)
             x = layer.mlp(x, self._eps, lora)
+        x = x if lora is None else lora.settle(x)
         encoded = rms_norm(x, self._encoder_norm, self._eps)
         for i, decoder_layer in enumerate(self._decoder):
             kv = decoder_layer.cross_kv(encoded, lora)
@@ -116,14 +117,14 @@ class T5Model(TorchBatches):
             attended = batch.attention.self_attention(
                 qkv.view(len(x), 3 * h, dim), expansion, i, scale=1.0, bias=bias
             )
-            x = layer.o.add_to(x, attended, lora)
+            x = layer.o.add_before_norm(x, attended, lora)
             q, expansion = layer.cross_q.before_attention(x, layer.norm_2, eps, lora)
             attended = batch.attention.cross_attention(
                 q.view(len(x), h, dim), expansion, i, scale=1.0
             )
-            x = layer.cross_o.add_to(x, attended, lora)
+            x = layer.cross_o.add_before_norm(x, attended, lora)
             x = layer.mlp(x, eps, lora)
-        return x
+        return x if lora is None else lora.settle(x)
 
     def logits(self, hidden: torch.Tensor, lora: LoraBatch | None = None) -> torch.Tensor:
         """Return the logits (n, V) of states (n, d)."""
@@ -181,9 +182,9 @@ class _Mlp:
     def __call__(self, x: torch.Tensor, eps: float, lora: LoraBatch | None) -> torch.Tensor:
         if self._gated:
             gated = self._wi.gated_after_norm(x, self._norm, eps, lora, self._act)
-            return self._wo.add_to(x, gated, lora)
+            return self._wo.add_before_norm(x, gated, lora)
         inner = self._wi.after_norm(x, self._norm, eps, lora)
-        return self._wo.add_to(x, activate(inner, self._act), lora)
+        return self._wo.add_before_norm(x, activate(inner, self._act), lora)
 
 
 class _EncoderLayer:

@@ -27,7 +27,7 @@ from deployments.engine.kernels import (
     triton_pick,
     triton_prefill,
 )
-from deployments.engine.kernels.ops import Expansion, HeadNorm, Rope
+from deployments.engine.kernels.ops import Expansion, HeadNorm, Rope, Shrink
 from deployments.engine.kernels.quantised_tiles import tile_of
 from deployments.engine.kernels.triton_grouped_lora import (
     lora_expand_add,
@@ -172,12 +172,35 @@ def test_one_row_from_its_norm_on(gpu: Gpu, kind: str, rank: int) -> None:
         for outputs, inputs in with_each_tile(kind, 1):
             if inputs <= triton_lora.MAX_NORM_COLUMNS:
                 stacks = [on(10, rank, inputs)] * 2 if rank else []
-                norm = quantised_product.RowNorm(on(inputs), 1e-6, stacks, integers(1))
+                norm = quantised_product.RowNorm(on(inputs), 1e-6)
+                shrink = Shrink(stacks, integers(1), integers(2)) if stacks else None
                 for activation in (None, "silu") if not rank else (None,):
                     weight = weight_of(kind, outputs, inputs)
-                    quantised_product.row_product(
-                        on(1, inputs), weight, norm, activation=activation
+                    quantised_product.product_with_shrink(
+                        on(1, inputs), weight, shrink, norm=norm, activation=activation
                     )
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("kind", ["plain", "int8", "nf4"])
+@pytest.mark.parametrize("rows", [1, 16, 64])
+def test_products_that_take_adapters_a_along(gpu: Gpu, kind: str, rows: int) -> None:
+    """Of all linear layers of an 8B Qwen3, with what comes behind them."""
+    with checked(gpu):
+        for columns, inputs in (
+            ((4096, 1024, 1024), 4096),
+            ((12288, 12288), 4096),
+            ((4096,), 12288),
+        ):
+            stacks = [on(10, 16, inputs) for _ in columns]
+            shrink = Shrink(stacks, integers(rows), on(10, dtype=torch.int32))
+            weight, x = weight_of(kind, sum(columns), inputs), on(rows, inputs)
+            residual = on(rows, sum(columns)) if len(columns) == 1 else None
+            quantised_product.product_with_shrink(x, weight, shrink, residual=residual)
+        lora_expand_gated(on(rows, 24576), expansion(rows, (12288, 12288), 16, 4096), "silu")
+        for rank, width in ((8, 2048), (16, 4096), (64, 4096), (16, 8192)):
+            owed = expansion(rows, (width,), rank, width)
+            triton_lora.expand_norm(on(rows, width), owed, on(width), 1e-6)
 
 
 @pytest.mark.parametrize("gpu", GPUS)

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from deployments.engine.kernels import ops
-from deployments.engine.kernels.backend import are_fused
+from deployments.engine.kernels.backend import are_fused, counters
+from deployments.engine.kernels.ops import Shrink
 from deployments.engine.quantised.interleaved import interleaved
 from deployments.engine.quantised.weight import KINDS, Kind, quantise
+from tests.deployments.engine.kernels import torch_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = (
@@ -23,6 +25,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 6e-3}[DTYPE]
 if are_fused(DEVICE):
     from deployments.engine.kernels import quantised_product, triton_lora
     from deployments.engine.kernels.quantised_tiles import Tile
+    from deployments.engine.kernels.triton_groups import group_rows
 else:
     pytest.skip("needs a GPU with Triton, or TRITON_INTERPRET=1", allow_module_level=True)
 
@@ -46,7 +49,7 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Choose:
     """Let every product take this tile."""
 
     def chosen(tile: Any) -> None:
-        monkeypatch.setattr(quantised_product, "tile_of", lambda *about: tile)
+        monkeypatch.setattr(quantised_product, "tile_of", lambda *about, **more: tile)
 
     return chosen
 
@@ -81,8 +84,45 @@ def test_a_product_of_few_rows(
     for rows in (1, 5, 17):
         x = tensor(rows, rows, shape[1])
         assert distance(product(weight, x), wanted(weight, x)) < TOLERANCE
-    counters = quantised_product._counters(x.device)
-    assert not counters.any(), "the next product would add too few pieces"
+    assert_no_counts(x)
+
+
+def assert_no_counts(x: torch.Tensor) -> None:
+    counted = counters("product", quantised_product._MOST_TILES, x.device)
+    assert not counted.any(), "the next product would add too few pieces"
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "plain"])
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize(("modules", "rank"), [(1, 16), (2, 8), (3, 24)])
+@pytest.mark.parametrize("adds", [False, True])
+def test_a_product_takes_adapters_a_along(
+    kind: str, tile: str, modules: int, rank: int, adds: bool, choose: Choose
+) -> None:
+    """Rows of no adapter, of one, of three: what A makes of each is what a product alone makes."""
+    choose(TILES[tile])
+    weight = weight_of(kind, (100, 320))
+    own = weight if kind == "plain" else interleaved(weight)
+    stacks = [tensor(5 + i, 4, rank, 320) for i in range(modules)]
+    for stack in stacks:
+        stack[0] = 0
+    for slots in ([0, 0, 0], [2] * 5, [3, 0, 1, 2, 3, 3, 0] * 3):
+        x, residual = tensor(1, len(slots), 320), tensor(2, len(slots), 100)
+        of_rows = torch.tensor(slots, device=DEVICE)
+        groups = group_rows(of_rows, 4, ranks=modules * rank, inputs=320)
+        shrink = Shrink(stacks, of_rows, groups.active)
+        true = wanted(weight, x) + (residual.double() if adds else 0)
+        found, shrunk = quantised_product.product_with_shrink(
+            x, own, shrink, residual=residual if adds else None
+        )
+        assert distance(found, true) < 2 * TOLERANCE
+        assert adds == (found is residual)
+        assert shrunk is not None
+        expected = torch_kernels.lora_shrink(x, stacks, of_rows)
+        if any(slots):
+            assert distance(shrunk, expected.double()) < 2 * TOLERANCE
+        assert not shrunk[of_rows == 0].any()
+        assert_no_counts(x)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "plain"])
@@ -115,9 +155,12 @@ def test_the_norm_of_one_row_and_its_product(
     for stack in stacks:
         stack[0] = 0
     slots = torch.tensor([slot or 0], device=DEVICE)
-    norm = quantised_product.RowNorm(gains, 1e-3, stacks, slots)
+    norm = quantised_product.RowNorm(gains, 1e-3)
+    shrink = Shrink(stacks, slots, torch.zeros(2, dtype=torch.int32, device=DEVICE))
     own = weight if kind == "plain" else interleaved(weight)
-    found, shrunk = quantised_product.row_product(x, own, norm, bias=bias, activation=activation)
+    found, shrunk = quantised_product.product_with_shrink(
+        x, own, shrink if stacks else None, norm=norm, bias=bias, activation=activation
+    )
     normed = F.rms_norm(x.double(), (320,), gains.double(), 1e-3)
     y = wanted(weight, normed) + bias.double()
     if activation is not None:
@@ -128,6 +171,24 @@ def test_the_norm_of_one_row_and_its_product(
         assert shrunk is not None
         true = normed @ stack[slot].double().T
         assert float((shrunk[:, module].double() - true).norm()) <= TOLERANCE * float(true.norm())
+
+
+@pytest.mark.parametrize("inputs", [320, 4096, 4480])
+@pytest.mark.parametrize("slot", [0, 2])
+def test_a_long_rows_product_takes_a_along(inputs: int, slot: int, choose: Choose) -> None:
+    """Of one module, without a norm; more inputs than a program holds at once are read in turn."""
+    choose(Tile(0, 4, 512, 1, 4, 1))
+    weight, x, residual = tensor(0, 6, inputs), tensor(1, 1, inputs), tensor(2, 1, 6)
+    stack = tensor(3, 3, 8, inputs)
+    stack[0] = 0
+    slots = torch.tensor([slot], device=DEVICE)
+    shrink = Shrink([stack], slots, torch.zeros(2, dtype=torch.int32, device=DEVICE))
+    true = wanted(weight, x) + residual.double()
+    found, shrunk = quantised_product.product_with_shrink(x, weight, shrink, residual=residual)
+    assert distance(found, true) < 2 * TOLERANCE
+    assert shrunk is not None
+    expected = torch_kernels.lora_shrink(x, [stack], slots)
+    assert float((shrunk - expected).norm()) <= 2 * TOLERANCE * float(expected.norm())
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "plain"])
