@@ -6,13 +6,14 @@
 
 Random adapters that take turns, `--requests` questions at once; end-of-sequence tokens are ignored,
 so that every side makes the same number of tokens. Sides: the engine with mixed adapters, without
-adapters, and with one stream; PEFT's mixed batch (`adapter_names`), and `set_adapter` + `generate`
-one request at a time. Each side is warmed up once; then all are timed in turn, `--repeats` times,
-and the medians are compared. With `--continuous_batching` also transformers' own (the manager of
-`generate_batch`, as it comes), without an adapter and with one for all requests, beside this
-engine with that one. With `--served` also the engine as a replica runs it, in a process of its own,
-beside bare steps of the same rows: `decoding_per_s` leaves the reading of prompts out. Also: the
-time of one decode step by batch size, without and with adapters, and its memory floor.
+adapters (on a GPU also before any is resident), and with one stream; PEFT's mixed batch
+(`adapter_names`), and `set_adapter` + `generate` one request at a time. Each side is warmed up
+once; then all are timed in turn, `--repeats` times, and the medians are compared. With
+`--continuous_batching` also transformers' own (the manager of `generate_batch`, as it comes),
+without an adapter and with one for all requests, beside this engine with that one. With `--served`
+also the engine as a replica runs it, in a process of its own, beside bare steps of the same rows:
+`decoding_per_s` leaves the reading of prompts out. Also: the time of one decode step by batch size,
+without and with adapters, and its memory floor.
 """
 
 import argparse

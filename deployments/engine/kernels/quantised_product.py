@@ -182,10 +182,10 @@ def _launched(
         sizes_of_row = (outputs, inputs, width)
         _launch_row(columns, own, sizes_of_row, norm, stacks, modules, rank, tile, options)
         return out
-    every = columns
+    first = 0  # programs of ranks
     if shrink is not None:
-        every += triton.cdiv(shrink.ranks * (len(shrink.active) - 1), tile.bn)
-    blocks = triton.cdiv(rows, tile.bm)
+        first = triton.cdiv(shrink.ranks * (len(shrink.active) - 1), tile.bn)
+    every, blocks = first + columns, triton.cdiv(rows, tile.bm)
     step = tile.bk if tile.splits == 1 else max(tile.bk, _PIECE_STEP)
     length = triton.cdiv(inputs, step * tile.splits) * step
     partials = out
@@ -193,13 +193,15 @@ def _launched(
         assert every * blocks <= _MOST_TILES, "more tiles than counters"
         size = every * blocks * tile.splits * tile.bn * tile.bm
         partials = torch.empty(size, dtype=torch.float32, device=x.device)
+    shared, size = shared_bytes(x.device), x.element_size()
+    stages = stages_that_fit(tile, kind, size, shared)
     ranks = min(_RANKS, max(8, triton.next_power_of_2(sizes["R"])))
     product_kernel[(every, tile.splits, blocks)](
         *own, *stacks, partials, counters("product", _MOST_TILES, x.device), rows, outputs, inputs,
-        length, x.stride(0), out.stride(0), width, columns, BM=tile.bm, WARPS=tile.num_warps,
+        length, x.stride(0), out.stride(0), width, first, BM=tile.bm, WARPS=tile.num_warps,
         SPLITS=tile.splits, IS_EVEN=length * tile.splits == inputs, RC=ranks, G=_RANKS // ranks,
-        SHRINKS=modules, RANK=rank,
-        num_stages=stages_that_fit(tile, kind, x.element_size(), shared_bytes(x.device)), **options,
+        SHRINKS=modules, RANK=rank, num_stages=stages,
+        RANK_STAGES=min(stages, stages_that_fit(tile, "plain", size, shared)), **options,
     )  # fmt: skip
     return out
 

@@ -13,6 +13,7 @@ _FLOAT32_STAGES = 4
 SHRINK_INPUTS = 128  # of a step of a product with an adapter's A
 _PART = 1024  # inputs of it that one program takes, about
 _MOST_PARTS = 16
+_FEWER_PARTS = 4  # of a large tile: one part where small ones have so many
 _MULTIPROCESSORS = 132  # programs beyond share one's memory, so they have fewer stages
 
 
@@ -57,6 +58,8 @@ def tile_of(kind: str, rows: int, outputs: int, inputs: int, more: int = 0) -> T
         stages = 6 if bm == 16 else 3 if shares else 4
     elif kind == "plain" and programs > _MULTIPROCESSORS:
         bk, stages = 64, 6
+        if bm == 64 and 2 * _MULTIPROCESSORS < programs <= 3 * _MULTIPROCESSORS:
+            stages = 4  # so that three share a multiprocessor, and all begin at once
     elif kind == "plain" and bm > 16:
         stages = 4
     return Tile(bm, 64, bk, splits, 4, stages)
@@ -98,8 +101,14 @@ def most_parts(inputs: int) -> int:
     return max(1, min(_MOST_PARTS, inputs // _PART))
 
 
-def parts_of(inputs: int) -> tuple[int, int]:
+def parts_of(inputs: int, *, is_large: bool = False) -> tuple[int, int]:
     """Return into how many parts its sum over the inputs is cut, and how many each takes: by their
-    number alone, so that no row's sum depends on the others."""
-    length = -(-inputs // (most_parts(inputs) * SHRINK_INPUTS)) * SHRINK_INPUTS
+    number alone, so that no row's sum depends on the others.
+
+    is_large: of a large tile of rows, whose sums need not have the order of small ones'.
+    """
+    parts = most_parts(inputs)
+    if is_large:
+        parts = -(-parts // _FEWER_PARTS)
+    length = -(-inputs // (parts * SHRINK_INPUTS)) * SHRINK_INPUTS
     return -(-inputs // length), length

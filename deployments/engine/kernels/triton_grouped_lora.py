@@ -216,10 +216,11 @@ def lora_shrink(x: torch.Tensor, stacks: Sequence[torch.Tensor], groups: RowGrou
     x (B, in), each module's stack (N, R, in) -> (B, P, R) float32, valid until the next shrink.
     """
     (rows, inputs), modules, rank = x.shape, len(stacks), stacks[0].shape[1]
-    parts, length = parts_of(inputs)
+    is_large = groups.tile_rows > ONE_ORDER_ROWS
+    parts, length = parts_of(inputs, is_large=is_large)
     out = groups.shrunk[: rows * modules * rank].view(rows, modules, rank)
     together = _RANKS
-    if groups.tile_rows > ONE_ORDER_ROWS:
+    if is_large:
         together = max(_RANKS, min(_MOST_RANKS, triton.next_power_of_2(modules * rank)))
     blocks = triton.cdiv(modules * rank, together)
     assert len(groups.tiles) * blocks <= _MOST_TILES, "more tiles than counters"

@@ -81,7 +81,7 @@ def _together(
 def _shrink(
     lines, a0, a1, a2, shrunk, slots, active, partials, counters, number, first, piece, m, M, K,
     length, P: tl.constexpr, R: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    SPLITS: tl.constexpr, IS_EVEN: tl.constexpr, OVERLAPS: tl.constexpr,
+    SPLITS: tl.constexpr, IS_EVEN: tl.constexpr, OVERLAPS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Multiply rows by A's ranks as the outputs are: BN of those of all adapters in use, from
     `first` on, each adapter's P times R side by side. A row keeps its own adapter's.
@@ -108,7 +108,7 @@ def _shrink(
         k = tl.arange(0, BK)
         begin = piece * length
         after_earlier_kernels(OVERLAPS)
-        for step in range(0, length, BK):
+        for step in tl.range(0, length, BK, num_stages=STAGES):
             at_k = begin + step + k
             if IS_EVEN:
                 weights = tl.load(rows[:, None] + at_k[None, :], mask=there[:, None], other=0.0)
@@ -132,13 +132,11 @@ def _shrink(
 def product_kernel(
     x, values, factors, table, bias, out, shrunk, slots, active, b0, b1, b2, start0, start1,
     start2, n0, n1, n2, a0, a1, a2, partials, counters, M, N, K, length, x_row, out_row, width,
-    columns,
-    P: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, G: tl.constexpr, BESIDE: tl.constexpr,
-    SHRINKS: tl.constexpr, RANK: tl.constexpr,
-    KIND: tl.constexpr, HAS_BIAS: tl.constexpr, ADDS: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, WARPS: tl.constexpr, SPLITS: tl.constexpr,
-    IS_EVEN: tl.constexpr, IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr,
-    GATED: tl.constexpr, IS_SILU: tl.constexpr,
+    ranks, P: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, G: tl.constexpr, BESIDE:
+    tl.constexpr, SHRINKS: tl.constexpr, RANK: tl.constexpr, RANK_STAGES: tl.constexpr, KIND:
+    tl.constexpr, HAS_BIAS: tl.constexpr, ADDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, WARPS: tl.constexpr, SPLITS: tl.constexpr, IS_EVEN: tl.constexpr,
+    IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr, GATED: tl.constexpr, IS_SILU: tl.constexpr,
 ):  # fmt: skip
     """Compute BN outputs of BM rows from `length` of K inputs. Program (outputs, piece, rows).
 
@@ -147,20 +145,20 @@ def product_kernel(
     IS_EVEN: the pieces are K inputs together. GATED: half of the tile's outputs are gates, and
     N is the number of gated ones. P: modules whose adapters are added. BESIDE: the kernel just
     before writes `shrunk`, and let this one be launched once x could be read. SHRINKS: modules by
-    whose A, of RANK, the programs from `columns` on multiply x; these write `shrunk`.
+    whose A, of RANK, the first `ranks` programs multiply x; these write `shrunk`.
     """
     launch_next(OVERLAPS)
-    column = tl.program_id(0)
+    column = tl.program_id(0) - ranks
     piece = tl.program_id(1)
-    number = tl.program_id(2) * tl.num_programs(0) + column  # of the tile
+    number = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)  # of the tile
     i = tl.arange(0, BN)
     m = tl.program_id(2) * BM + tl.arange(0, BM)
     lines = x + tl.minimum(m, M - 1)[None, :] * x_row
-    if SHRINKS > 0 and column >= columns:
+    if SHRINKS > 0 and column < 0:
         _shrink(
             lines, a0, a1, a2, shrunk, slots, active, partials, counters, number,
-            (column - columns) * BN, piece, m, M, K, length, SHRINKS, RANK, BM, BN, BK, SPLITS,
-            IS_EVEN, OVERLAPS,
+            tl.program_id(0) * BN, piece, m, M, K, length, SHRINKS, RANK, BM, BN, BK, SPLITS,
+            IS_EVEN, OVERLAPS, RANK_STAGES,
         )  # fmt: skip
         return
     n = _output_of(column * BN + i, N, GATED)

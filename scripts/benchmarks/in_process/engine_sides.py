@@ -47,6 +47,7 @@ _RATIOS = (  # name, numerator, denominator
     ("mixed over sequential", "engine_mixed", "peft_sequential"),
     ("one stream over sequential", "engine_one_stream", "peft_sequential"),
     ("mixed over no adapters", "engine_mixed", "engine_no_adapters"),
+    ("mixed over none resident", "engine_mixed", "engine_none_resident"),
     ("no adapters over transformers'", "engine_no_adapters", "transformers_no_adapters"),
     ("one adapter over transformers'", "engine_one_adapter", "transformers_one_adapter"),
 )
@@ -98,6 +99,8 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "num_steps": args.output_tokens - 8,
     }
     plain = plain_steps(decoder, **step_settings)
+    base_only = [dataclasses.replace(request, adapter=None) for request in requests]
+    without = _none_resident(decoder, base_only, args)
     kv_bytes = decoder.num_kv_bytes // (sum(decoder.capacities) + SCRATCH_POSITIONS)
     adapters = make_resident(decoder, list(folders.values()), args.adapters)
     steps = step_times(decoder, adapters, **step_settings, weights=weights, without_residents=plain)
@@ -107,7 +110,6 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         if args.beside_s
     ]
     engine = start_engine(decoder, requests, args.rows, args.prefill_tokens)
-    base_only = [dataclasses.replace(request, adapter=None) for request in requests]
     sides |= {
         "engine_mixed": lambda: _engine_side(engine, requests),
         "engine_no_adapters": lambda: _engine_side(engine, base_only),
@@ -128,7 +130,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                 "step_mixed": lambda: _step_side(decoder, adapters, args.rows, args),
                 "step_one_row": lambda: _step_side(decoder, adapters[:1], 1, args),
             }
-        results = _in_turn(sides, args.repeats)
+        results = without | _in_turn(sides, args.repeats)
     info = engine.info
     engine.close()
     return {
@@ -146,6 +148,21 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "ratios": _ratios(results),
         "beside_others": beside,
     } | ({"attention": {name: peer.attention for name, peer in peers.items()}} if peers else {})
+
+
+def _none_resident(
+    decoder: ModelRunner, requests: Sequence[Request], args: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Return the side of requests without adapters before any is resident, on a GPU, where the
+    steps of a decoder that has some run the adapters' kernels whoever asks (`plain_steps`)."""
+    if decoder.device.type == "cpu":
+        return {}
+    engine = start_engine(decoder, requests, args.rows, args.prefill_tokens)
+    try:
+        side = {"engine_none_resident": lambda: _engine_side(engine, requests)}
+        return _in_turn(side, args.repeats)
+    finally:
+        engine.close()
 
 
 def _endless(request: Request) -> Request:

@@ -22,10 +22,14 @@ from tests.deployments.engine.kernels.test_kernels import tensor as tensor_of
 from tests.deployments.engine.kernels.test_triton_linear import all_equal, products_in_order
 
 if FUSED:
-    from deployments.engine.kernels import quantised_product, quantised_tiles
+    from deployments.engine.kernels import quantised_product, quantised_tiles, triton_groups
     from deployments.engine.kernels.quantised_product import plain_product
     from deployments.engine.kernels.quantised_tiles import Tile
-    from deployments.engine.kernels.triton_grouped_lora import lora_expand_add, lora_shrink
+    from deployments.engine.kernels.triton_grouped_lora import (
+        lora_expand_add,
+        lora_expand_gated,
+        lora_shrink,
+    )
     from deployments.engine.kernels.triton_groups import group_rows
 
 pytestmark = needs_kernels
@@ -54,12 +58,14 @@ def mixture(kind: str, count: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["base", "each its own", "mixed"])
-@pytest.mark.parametrize("count", [1, 2, 17, 64, 65, 130, 300])
+@pytest.mark.parametrize("count", [1, 2, 17, 64, 65, 130, 300, 1100])
 def test_rows_are_grouped_by_slot(kind: str, count: int) -> None:
     slots = mixture(kind, count)
     num_slots = 4 if kind == "mixed" else count
     found = group_rows(slots.to(DEVICE), num_slots, ranks=8, inputs=8)
-    assert found.tile_rows == (16 if count <= 256 else 32)
+    assert found.tile_rows == (16 if count <= 256 else 32 if count <= 1000 else 64)
+    invariant = group_rows(slots.to(DEVICE), num_slots, ranks=8, inputs=8, is_invariant=True)
+    assert invariant.tile_rows == min(found.tile_rows, 32), "tiles with another order of sums"
     order, tiles, active = torch_kernels.group_rows(slots, found.tile_rows)
     assert torch.equal(found.order.cpu().long(), order)
     filled = found.tiles.cpu()[found.tiles.cpu()[:, 2] > 0]
@@ -94,6 +100,26 @@ class Adapted:
         shrunk = torch_kernels.lora_shrink(self.x, self.a, self.slots)
         torch_kernels.lora_expand_add(product, Expansion(shrunk, self.stacks, self.slots))
         return product
+
+
+@pytest.mark.parametrize("rank", [8, 24, 72])
+@pytest.mark.parametrize("starts", [{0: 100}, {0: 70, 70: 30}, {0: 48, 48: 24, 72: 28}], ids=str)
+def test_large_tiles(rank: int, starts: dict[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many rows: all modules' ranks at once, and fewer parts of a sum."""
+    monkeypatch.setattr(triton_groups, "_FEW_ROWS", 4)
+    monkeypatch.setattr(triton_groups, "_MANY_ROWS", 8)
+    monkeypatch.setattr(quantised_tiles, "_PART", 32)
+    count = 150
+    slots = mixture("mixed", count).to(DEVICE)
+    adapted, y = Adapted(slots, rank, starts, 700), tensor(3, count, 100)
+    wanted, expansion = adapted.wanted(y.clone()), adapted.expansion()
+    assert expansion.groups is not None
+    assert expansion.groups.tile_rows == 64
+    lora_expand_add(y, expansion)
+    assert distance(y, wanted) < TOLERANCE[DTYPE]
+    if len(starts) == 1:
+        gated = lora_expand_gated(tensor(3, count, 100), expansion, "silu")
+        assert distance(gated, ops.gated_activation_torch(wanted, "silu")) < 3 * TOLERANCE[DTYPE]
 
 
 @pytest.mark.parametrize("rank", [8, 24])
