@@ -76,6 +76,14 @@ class EngineSettings(StrictModel):
         le=131_072,
         description="prompt tokens between two decode steps; null: 256 on a CPU, 4096 on a GPU",
     )
+    long_prompt_slowdown: float | None = Field(
+        default=None,
+        ge=1.05,
+        le=1000.0,
+        description="while prompts with more than 4,096 tokens to read are read piece by piece, "
+        "other answers' time per token is at most so many times what it is without; null: 1.3 on "
+        "a GPU, no bound on a CPU",
+    )
     prompt_lookup: bool = Field(
         default=True,
         description="while few answers run (two on a CPU, four on a GPU): guess tokens from the "

@@ -42,6 +42,8 @@ class EngineLimits:
     max_events_per_s: of all streams together; each carries more tokens where there are many.
     reuses_prefixes: rows keep what they hold for prompts that begin with it, where the decoder can.
     tries_drafts: where few rows run, tokens are guessed from the prompt, where the decoder can.
+    long_prompt_slowdown: of others' time per token while a step decoder reads very long prompts;
+        None: no bound.
     step_timeout_s: a step that takes longer counts as stuck; a task between two steps may take
         longer, since it may compile kernels.
     """
@@ -52,6 +54,7 @@ class EngineLimits:
     prefill_tokens: int = 512  # read in one step, by a step decoder
     reuses_prefixes: bool = False
     tries_drafts: bool = False
+    long_prompt_slowdown: float | None = None
     emit_interval_s: float = 0.0  # a stream's text is emitted at most this often
     max_events_per_s: float = math.inf
     emits_together: bool = False  # all streams at the same moments
@@ -151,6 +154,7 @@ class ThreadCore:
                 clock,
                 reuses_prefixes=limits.reuses_prefixes,
                 tries_drafts=limits.tries_drafts,
+                long_prompt_slowdown=limits.long_prompt_slowdown,
             )
         else:
             self._runner = GroupLoop(decoder, limits.max_rows, self._outbox)

@@ -42,6 +42,7 @@ _EMIT_INTERVAL_S = {"cpu": 0.06, "cuda": 0.03}
 _MAX_EVENTS_PER_S = {"cpu": 200.0, "cuda": 4000.0}
 # Prompt tokens that one step reads: about half a second of a CPU, some ten milliseconds of a GPU.
 _PREFILL_TOKENS = {"cpu": 256, "cuda": 4096}
+_LONG_PROMPT_SLOWDOWN = {"cpu": None, "cuda": 1.3}
 # A step of a GPU takes milliseconds; a large base may read a prompt for minutes on a CPU.
 _STEP_TIMEOUT_S = {"cpu": 300.0, "cuda": 30.0}
 
@@ -250,6 +251,7 @@ def engine_limits(settings: EngineSettings, device: str) -> EngineLimits:
         prefill_tokens=prefill_tokens(settings, device),
         reuses_prefixes=settings.prefix_cache,
         tries_drafts=settings.prompt_lookup,
+        long_prompt_slowdown=settings.long_prompt_slowdown or _LONG_PROMPT_SLOWDOWN[kind],
         emit_interval_s=_EMIT_INTERVAL_S[kind],
         max_events_per_s=_MAX_EVENTS_PER_S[kind],
         emits_together=kind == "cpu",

@@ -17,6 +17,9 @@ whether others have ended or not. A rate holds if no request fails and the p95 o
 at most `--first_token_p95_s`; `limits` says up to which rate each holds, and which is the first
 that does not. Clocks start before a request is sent, and the reader of the answer reads them.
 
+With `--long_prompt_tokens`, each closed run is followed by one beside which a prompt of so many
+tokens, answered by one token, is read again and again. `beside_long` compares the time per token.
+
 `occupancy_while_waiting` is the share of rows that got a token, over the steps at whose start
 requests waited. `of_ideal_schedule` compares the number of steps with a schedule without any cost,
 first come, first served: each row takes the next request in the step after its last token.
@@ -69,6 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bounds: dict[str, Any] = {"type": int, "nargs": 2, "metavar": ("LEAST", "MOST")}
     add("--prompt_tokens", default=[20, 30], help="of a request", **bounds)
     add("--output_tokens", default=[64, 64], help="of a request", **bounds)
+    add("--long_prompt_tokens", type=positive, help="of a prompt that is read beside the others")
+    slower = "others' time per token beside a long prompt, at most so many times; default: no bound"
+    add("--long_prompt_slowdown", type=float, help=slower)
     add_rates(parser)
     add("--weights", choices=WEIGHTS, default="none", help="of our engine, on a CPU")
     add("--max_waiting", type=positive, default=256, help="requests; one more is refused")
@@ -108,9 +114,15 @@ class _Load:
         self._decoder = _decoder(args, rows, scratch)
         self._counter = StepCounter(self._decoder)
         longest = self._requests(1, 1, "one")[0]
-        longest = dataclasses.replace(longest, prompt_ids=(3,) * args.prompt_tokens[1])
+        longest = dataclasses.replace(longest, prompt_ids=(3,) * _longest(args))
         queue = [longest] * max(args.requests, args.max_waiting)
-        self._engine = start_engine(self._decoder, queue, rows, args.prefill_tokens)
+        self._engine = start_engine(
+            self._decoder,
+            queue,
+            rows,
+            args.prefill_tokens,
+            long_prompt_slowdown=args.long_prompt_slowdown,
+        )
         self._counter.engine = self._engine
 
     def __enter__(self) -> "_Load":
@@ -166,7 +178,32 @@ class _Load:
                 }
             )
         middle = sorted(samples, key=lambda sample: sample["tokens_per_s"])[len(samples) // 2]
-        return {**middle, "tokens_per_s_samples": [sample["tokens_per_s"] for sample in samples]}
+        rates = [sample["tokens_per_s"] for sample in samples]
+        found = {**middle, "tokens_per_s_samples": rates}
+        if self._args.long_prompt_tokens:
+            found["beside_long"] = self._beside_long(requests, at_once, middle)
+        return found
+
+    def _beside_long(
+        self, requests: "Sequence[Request]", at_once: int, alone: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return what the same requests take beside a long prompt, over what they took alone."""
+        from deployments.engine.request import SamplingParams
+        from scripts.benchmarks.in_process.traffic import beside
+
+        ids = range(3, 3 + self._args.long_prompt_tokens)
+        prompt = tuple(number % self._decoder.vocab_size for number in ids)
+        long = dataclasses.replace(requests[0], prompt_ids=prompt, sampling=SamplingParams(1))
+        answers, read = asyncio.run(beside(self._engine, requests, at_once, long))
+        times = times_of(answers)
+        own, theirs = (each["time_per_token_ms"]["median"] for each in (times, alone))
+        return {
+            "long_prompt_tokens": len(prompt),
+            "long_prompts_read": len(read),
+            "long_first_token_s": times_of(read)["first_token_s"]["median"] if read else None,
+            **times,
+            "time_per_token_ratio": round(own / theirs, 3),
+        }
 
     def _open(self, rate: float, asked: int, popularity: Popularity) -> dict[str, Any]:
         from scripts.benchmarks.in_process.traffic import opened
@@ -175,6 +212,10 @@ class _Load:
         requests = self._requests(len(times), asked, popularity)
         outcomes = asyncio.run(opened(self._engine, requests, times))
         return rate_figures(rate, outcomes, self._args.first_token_p95_s)
+
+
+def _longest(args: argparse.Namespace) -> int:
+    return int(max(args.prompt_tokens[1], args.long_prompt_tokens or 0))
 
 
 def _decoder(args: argparse.Namespace, rows: int, scratch: Path) -> Any:
@@ -187,8 +228,10 @@ def _decoder(args: argparse.Namespace, rows: int, scratch: Path) -> Any:
     folders = make_random_adapters(
         base.model, scratch, num=min(_FILES, args.adapters), rank=args.rank, targets=args.targets
     )
-    num_positions = args.prompt_tokens[1] + args.output_tokens[1]
-    limits = FastLimits(rows, num_positions, max_adapters=args.adapters)
+    num_positions = _longest(args) + args.output_tokens[1]
+    limits = FastLimits(
+        rows + bool(args.long_prompt_tokens), num_positions, max_adapters=args.adapters
+    )
     decoder = fast_decoder(base, limits, args.weights)
     make_resident(decoder, list(folders.values()), args.adapters)
     return decoder

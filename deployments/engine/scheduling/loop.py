@@ -13,6 +13,7 @@ from deployments.engine.errors import DecoderFailed, UnknownAdapter
 from deployments.engine.request import Drafts, FinishReason, SchedulerOutput, SequenceState
 from deployments.engine.row import EngineRow, Outbox
 from deployments.engine.scheduling.drafts import Drafter
+from deployments.engine.scheduling.pacing import Pacing
 from deployments.engine.scheduling.prefixes import PrefixCache
 from deployments.engine.scheduling.scheduler import Scheduler
 
@@ -27,6 +28,8 @@ class StepLoop:
         clock: seconds, monotonic; deadlines are measured on it.
         reuses_prefixes: whether rows keep what they hold, if the decoder can begin behind it.
         tries_drafts: whether tokens are guessed from the prompt, if the decoder can try them.
+        long_prompt_slowdown: others' time per token while very long prompts are read, at most so
+            many times what it is without; None: no bound.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class StepLoop:
         *,
         reuses_prefixes: bool = False,
         tries_drafts: bool = False,
+        long_prompt_slowdown: float | None = None,
     ) -> None:
         self.num_failures_in_a_row = 0
         self._decoder = decoder
@@ -58,6 +62,9 @@ class StepLoop:
             else PrefixCache(
                 self._prefixes.generation, reuses_answers=self._prefixes.can_reuse_answers
             ),
+            pacing=None
+            if long_prompt_slowdown is None
+            else Pacing(long_prompt_slowdown, decoder.num_steps_ahead),
         )
         self._outbox = outbox
         self._clock = clock

@@ -4,8 +4,9 @@ No tensors, no threads, no clock: `schedule(now)` is called before each step and
 about it. A row is a part of the KV cache with a fixed capacity in positions. A request is admitted
 when a row that holds its prompt and its longest answer is free, so decoding never runs out of
 memory. Prompts are read `prefill_tokens` at a time, and fewer deep inside a long one, so that it
-does not stall the rows that decode; short prompts do not wait for its end. Adapters take turns by
-the service that they received (fairness.py).
+does not stall the rows that decode; short prompts do not wait for its end. Between pieces of a very
+long one the rows that decode may catch up (pacing.py). Adapters take turns by the service that they
+received (fairness.py).
 
 A row whose last token is scheduled is free for the next step, although that token may still be on
 its way to the host: the device runs the steps in the order in which they were scheduled.
@@ -23,6 +24,7 @@ from deployments.engine.request import (
     SequenceState,
 )
 from deployments.engine.scheduling.fairness import GENERATED_TOKEN, PROMPT_TOKEN, TokenCounters
+from deployments.engine.scheduling.pacing import LONG_PROMPT, PIECE, Pacing
 from deployments.engine.scheduling.prefixes import MIN_TOKENS, PrefixCache
 
 _PATIENCE = 8  # steps
@@ -48,6 +50,8 @@ class Scheduler:
             each of them.
         prefixes: what rows hold of prompts read before; None: every prompt is read whole. It needs
             `can_split_prompts`.
+        pacing: when a piece of a very long prompt may be read while others decode; None: in each
+            step.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Scheduler:
         can_split_prompts: bool,
         prompts_together: int = 1,
         prefixes: PrefixCache | None = None,
+        pacing: Pacing | None = None,
     ) -> None:
         if not capacities or min(capacities) < 1 or prefill_tokens < 1:
             raise ValueError(
@@ -69,12 +74,15 @@ class Scheduler:
         self._can_split = can_split_prompts
         self._together = prompts_together
         self._prefixes = prefixes
+        self._pacing = pacing
         self._num_held_back = 0  # steps in a row that gave no row out though one was free
         self._queues: dict[str | None, deque[SequenceState]] = {}  # by adapter; no empty ones
         self._running: dict[int, SequenceState] = {}  # by row, in order of admission
         self._ending: list[SequenceState] = []  # scheduled to their end; they hold no row any more
         self._counters = TokenCounters()
-        self._others_decode = False  # in the step that is being scheduled
+        # In the step that is being scheduled:
+        self._others_decode = False
+        self._pieces_left: int | None = None  # of very long prompts; None: any number
 
     @property
     def num_waiting(self) -> int:
@@ -140,9 +148,14 @@ class Scheduler:
         chunks: list[tuple[SequenceState, PrefillChunk]] = []
         budget = self._prefill_tokens
         self._others_decode = bool(decode)
+        self._pieces_left = None
+        if self._pacing is not None:
+            self._pacing.begin(now)
+            if decode:
+                self._pieces_left = int(self._pacing.may_read)
         unread = [sequence for sequence in self._running.values() if not sequence.is_prefilled]
         long = [sequence for sequence in unread if self._is_long(sequence)]
-        kept = budget // 2 if long else 0
+        kept = budget // 2 if long and self._pieces_left != 0 else 0
         for sequence in unread:
             if sequence not in long:
                 budget -= self._read(sequence, budget - kept, chunks)
@@ -150,6 +163,9 @@ class Scheduler:
         budget -= num_read
         for sequence in long:
             budget -= self._read(sequence, budget, chunks)
+        if self._pacing is not None:
+            reads_long = any(self._is_paced(sequence) for sequence, _ in chunks)
+            self._pacing.end(decodes=bool(decode), reads=bool(chunks), reads_long=reads_long)
         emits = [sequence for sequence, chunk in chunks if chunk.is_last] + decode
         for sequence in emits:
             sequence.num_scheduled += 1
@@ -198,6 +214,11 @@ class Scheduler:
     def _is_long(self, sequence: SequenceState) -> bool:
         num_unread = len(sequence.request.prompt_ids) - sequence.num_prefilled
         return self._can_split and num_unread > _LONG * self._prefill_tokens
+
+    def _is_paced(self, sequence: SequenceState) -> bool:
+        """Return whether the prompt is so long that its pieces are spread while others decode."""
+        num_held = 0 if sequence.prefix is None else sequence.prefix.num_tokens
+        return self._can_split and len(sequence.request.prompt_ids) - num_held > LONG_PROMPT
 
     def _admit(
         self, budget: int, chunks: list[tuple[SequenceState, PrefillChunk]]
@@ -291,6 +312,11 @@ class Scheduler:
     ) -> int:
         """Schedule the next prompt tokens of `sequence`; returns what they take of the budget: one
         each, or more where others would wait for their attention."""
+        if self._pieces_left is not None and self._is_paced(sequence):
+            if self._pieces_left == 0:
+                return 0
+            budget = min(budget, PIECE)
+            self._pieces_left -= 1
         start, num_tokens = sequence.num_prefilled, len(sequence.request.prompt_ids)
         cost = 1 + start // _DEPTH if self._can_split and self._others_decode else 1
         stop = min(num_tokens, start + -(-budget // cost)) if self._can_split else num_tokens
@@ -318,7 +344,8 @@ class Scheduler:
             assert sequence.num_positions <= self.capacities[row], (
                 f"row {row}: {sequence.num_positions} positions in {self.capacities[row]}"
             )
-            assert 0 < sequence.num_prefilled <= prompt, (
+            least = 0 if self._is_paced(sequence) else 1
+            assert least <= sequence.num_prefilled <= prompt, (
                 f"row {row}: {sequence.num_prefilled} of {prompt}"
             )
             assert sequence.num_scheduled <= limit, (

@@ -70,6 +70,7 @@ def start_engine(
     prefill_tokens: int,
     *,
     reuses_prefixes: bool = False,
+    long_prompt_slowdown: float | None = None,
 ) -> Engine:
     """Warm the decoder up and start an engine that can queue all of `requests`."""
     decoder.warm_up()
@@ -80,6 +81,7 @@ def start_engine(
         longest,
         prefill_tokens=prefill_tokens,
         reuses_prefixes=reuses_prefixes,
+        long_prompt_slowdown=long_prompt_slowdown,
         emit_interval_s=0.03,
     )
     return Engine.on_thread(decoder, limits)

@@ -1,6 +1,8 @@
 """Ask an engine of this process as clients would: so many at a time, or at random times."""
 
 import asyncio
+import dataclasses
+import itertools
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -46,6 +48,34 @@ async def closed(engine: Engine, requests: Sequence[Request], at_once: int) -> l
         return outcome
 
     return list(await asyncio.gather(*(one(request) for request in requests)))
+
+
+async def beside(
+    engine: Engine, requests: Sequence[Request], at_once: int, long: Request
+) -> tuple[list[StreamedAnswer], list[StreamedAnswer]]:
+    """Do `closed` while another request is answered again and again; returns its answers too.
+
+    Each time it begins with another token, so that nothing of it was read before.
+
+    Raises:
+        RuntimeError: one failed.
+    """
+    read: list[StreamedAnswer] = []
+
+    async def endless() -> None:
+        for number in itertools.count():
+            first = (long.prompt_ids[0] + number % 100 + 1, *long.prompt_ids[1:])
+            read.extend(await closed(engine, [dataclasses.replace(long, prompt_ids=first)], 1))
+
+    background = asyncio.create_task(endless())
+    try:
+        answers = await closed(engine, requests, at_once)
+    finally:
+        background.cancel()
+        await asyncio.wait([background])
+    if not background.cancelled():
+        background.result()
+    return answers, read
 
 
 async def opened(

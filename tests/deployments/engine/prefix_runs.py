@@ -1,5 +1,7 @@
 """Drives StepLoop without a thread: requests that arrive and leave before given steps."""
 
+import itertools
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -38,17 +40,21 @@ class Driver:
         reuses_prefixes: bool,
         tries_drafts: bool = False,
         prefill_tokens: int = 48,
+        long_prompt_slowdown: float | None = None,
     ) -> None:
         self.decoder = decoder
         self._taker: Callable[[StepOutput], None] = lambda output: None
         self._outbox = Outbox(lambda output: self._taker(output))
+        durations = random.Random(0)
+        times = itertools.accumulate(durations.random() for _ in itertools.count())
         self.loop = StepLoop(
             decoder,
             prefill_tokens,
             self._outbox,
-            lambda: 0.0,
+            (lambda: 0.0) if long_prompt_slowdown is None else times.__next__,
             reuses_prefixes=reuses_prefixes,
             tries_drafts=tries_drafts,
+            long_prompt_slowdown=long_prompt_slowdown,
         )
 
     def run(

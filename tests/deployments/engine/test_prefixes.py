@@ -16,6 +16,7 @@ from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.model_loader import load_pretrained
 from deployments.engine.model_runner import ModelRunner
 from deployments.engine.request import Request, SamplingParams
+from deployments.engine.scheduling import scheduler
 from deployments.engine.scheduling.prefixes import PrefixCache
 from deployments.engine.scheduling.scheduler import Scheduler
 from tests.conftest import TINY_ADAPTERS
@@ -101,21 +102,46 @@ def conversations(draw: st.DrawFn) -> tuple[list[Request], list[int], dict[int, 
 @settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(asked=conversations(), ahead=st.integers(0, 1), prefill_tokens=st.sampled_from([7, 40, 200]))
+@given(
+    asked=conversations(),
+    ahead=st.integers(0, 1),
+    prefill_tokens=st.sampled_from([7, 40, 200]),
+    slowdown=st.sampled_from([None, 1.3]),
+)
 def test_answers_are_the_same_tokens(
     either: ModelRunner,
     asked: tuple[list[Request], list[int], dict[int, int]],
     ahead: int,
     prefill_tokens: int,
+    slowdown: float | None,
 ) -> None:
     """Whatever shares a beginning, arrives, leaves or takes another's row; one step late as on a
-    GPU, where a row is given on before its last token is known, or not."""
+    GPU, where a row is given on before its last token is known, or not; pieces of prompts spread
+    between steps of others, or not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler, "LONG_PROMPT", 30)
+        patch.setattr(scheduler, "PIECE", 12)
+        _compare(either, asked, ahead, prefill_tokens, slowdown)
+
+
+def _compare(
+    either: ModelRunner,
+    asked: tuple[list[Request], list[int], dict[int, int]],
+    ahead: int,
+    prefill_tokens: int,
+    slowdown: float | None,
+) -> None:
     requests, arrivals, cancels = asked
     plain = Driver(either, reuses_prefixes=False)
     expected = [plain.run([request]).tokens[0] for request in requests]
     either.num_steps_ahead = ahead
     try:
-        driver = Driver(either, reuses_prefixes=True, prefill_tokens=prefill_tokens)
+        driver = Driver(
+            either,
+            reuses_prefixes=True,
+            prefill_tokens=prefill_tokens,
+            long_prompt_slowdown=slowdown,
+        )
         for _ in range(2):
             found = driver.run(requests, arrivals=arrivals, cancels=cancels)
             for number, answer in enumerate(found.tokens):

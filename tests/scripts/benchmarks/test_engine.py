@@ -188,6 +188,21 @@ def test_load_of_several_adapters_and_rates(
     assert "--asked 4: at most --adapters, 3" in capsys.readouterr().err
 
 
+def test_load_beside_a_long_prompt(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "load.json"
+    argv = ["load", "--model", str(tiny_llama_dir), "--dtype", "float32", "--out", str(out)]
+    argv += "--requests 6 --concurrency 2 --prompt_tokens 4 9 --output_tokens 20 30".split()
+    argv += "--adapters 2 --rank 4 --repeats 1 --threads 1 --prefill_tokens 16".split()
+    assert benchmark.main([*argv, "--long_prompt_tokens", "90", "--long_prompt_slowdown", "2"]) == 0
+    (run,) = json.loads(out.read_text())["runs"]
+    beside = run["beside_long"]
+    assert beside["long_prompt_tokens"] == 90
+    assert beside["long_prompts_read"] > 0
+    assert beside["long_first_token_s"] > 0
+    ratio = beside["time_per_token_ms"]["median"] / run["time_per_token_ms"]["median"]
+    assert beside["time_per_token_ratio"] == pytest.approx(ratio, abs=0.01)
+
+
 def test_the_ideal_schedule_is_first_come_first_served() -> None:
     assert load._ideal_steps([5, 1, 1, 4], 2) == 6
     assert load._ideal_steps([3], 4) == 3

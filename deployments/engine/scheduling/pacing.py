@@ -1,0 +1,64 @@
+"""Spread the reading of a long prompt over time, so that other answers go on nearly as fast."""
+
+import statistics
+from collections import deque
+from dataclasses import dataclass
+
+LONG_PROMPT = 4096  # tokens to be read; fewer are not spread
+PIECE = 1024  # tokens that one step reads of a long prompt at most, while others decode
+_MEASURED = 15  # steps that read nothing, whose median counts
+_MOST_OWED = 256  # such steps: a pause that had another cause is paid off after so many
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    decodes: bool
+    reads: bool
+    reads_long: bool
+
+
+class Pacing:
+    """Say when a step may read a piece of a long prompt: once the steps that read nothing have made
+    up for the time that the pieces before it took.
+
+    What a step takes is the time from one call of `begin` to the next.
+
+    Args:
+        slowdown: the time per token of other answers may grow to so many times what it is without.
+        steps_ahead: steps that are launched before the first one's tokens are waited for, so that
+            a step's time is seen so many steps later.
+    """
+
+    def __init__(self, slowdown: float, steps_ahead: int) -> None:
+        self._slowdown = slowdown
+        self._latest: deque[_Step] = deque(maxlen=steps_ahead + 1)
+        self._quiet_s: deque[float] = deque(maxlen=_MEASURED)  # of steps that read nothing
+        self._owed_s = 0.0
+        self._began: float | None = None
+
+    @property
+    def may_read(self) -> bool:
+        """Return whether the step that begins now may read a piece."""
+        return self._owed_s <= 0.0
+
+    def begin(self, now: float) -> None:
+        """Begin a step, and count what the steps before it took. now: seconds, of one clock."""
+        if self._began is not None and self._latest and self._latest[-1].decodes:
+            self._count(now - self._began)
+        self._began = now
+
+    def end(self, *, decodes: bool, reads: bool, reads_long: bool) -> None:
+        """Note what the step does: decodes rows, reads prompts, reads a piece of a long one."""
+        self._latest.append(_Step(decodes, reads, reads_long))
+
+    def _count(self, seconds: float) -> None:
+        if all(step.decodes and not step.reads for step in self._latest):
+            self._quiet_s.append(seconds)
+        if not self._quiet_s:
+            return
+        quiet_s = statistics.median(self._quiet_s)
+        if any(step.reads_long for step in self._latest):
+            self._owed_s += seconds - self._slowdown * quiet_s
+        else:
+            self._owed_s -= (self._slowdown - 1.0) * quiet_s
+        self._owed_s = min(max(self._owed_s, 0.0), _MOST_OWED * quiet_s)

@@ -1,0 +1,187 @@
+"""Very long prompts are read in pieces that others hardly feel, on a clock that counts what each
+step costs."""
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deployments.engine.request import Request, SamplingParams
+from deployments.engine.scheduling import scheduler
+from deployments.engine.scheduling.pacing import PIECE, Pacing
+from deployments.engine.scheduling.scheduler import Scheduler
+
+DECODE_S, TOKEN_S = 0.006, 0.00002  # as an 8B base on a GPU, about
+
+
+def request(prompt: int, tokens: int, adapter: str = "a") -> Request:
+    return Request("r", tuple(range(prompt)), adapter, SamplingParams(tokens))
+
+
+@dataclass
+class Device:
+    """Runs steps one after another; its loop schedules `ahead` steps before it waits for one."""
+
+    books: Scheduler
+    ahead: int
+    decode_s: float = DECODE_S
+    token_s: float = TOKEN_S
+    ends: list[float] = field(default_factory=list)  # of each step
+    chunks: list[tuple[float, int, int]] = field(default_factory=list)  # end, start, tokens
+    decoded: list[float] = field(default_factory=list)  # ends of steps that decode
+
+    def step(self) -> None:
+        now = self.ends[-1 - self.ahead] if len(self.ends) > self.ahead else 0.0
+        plan = self.books.schedule(now)
+        self.books.check_invariants()
+        tokens = sum(chunk.stop - chunk.start for chunk in plan.prefill)
+        seconds = self.decode_s * bool(plan.decode) + self.token_s * tokens
+        end = max(now, self.ends[-1] if self.ends else 0.0) + seconds
+        self.ends.append(end)
+        self.chunks += [(end, c.start, c.stop - c.start) for c in plan.prefill]
+        if plan.decode:
+            self.decoded.append(end)
+        for each in plan.emits:
+            if each.num_scheduled == each.request.sampling.max_tokens:
+                self.books.finish(each)
+
+    def read_until(self, end: int, steps: int = 5000) -> None:
+        """Step until a prompt was read up to this position."""
+        for _ in range(steps):
+            self.step()
+            if any(start + tokens == end for _, start, tokens in self.chunks):
+                return
+        raise AssertionError(f"position {end} was not read after {steps} steps")
+
+
+def device(
+    slowdown: float | None, ahead: int = 1, prefill_tokens: int = 4096, rows: int = 8
+) -> Device:
+    spread = None if slowdown is None else Pacing(slowdown, ahead)
+    books = Scheduler(
+        (20_000,) * rows, prefill_tokens=prefill_tokens, can_split_prompts=True, pacing=spread
+    )
+    return Device(books, ahead)
+
+
+def slowed(running: Device, since: int, until: float) -> float:
+    """Return the time per token of those that decode, from this step that decodes on, over that of
+    a step that reads nothing."""
+    taken = [end for end in running.decoded[since:] if end <= until]
+    return (taken[-1] - running.decoded[since - 1]) / len(taken) / running.decode_s
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize("slowdown", [1.1, 1.3, 2.0])
+def test_others_slow_down_as_far_as_it_was_asked(slowdown: float, ahead: int) -> None:
+    running = device(slowdown, ahead)
+    running.books.add(request(100, 4000), 0.0)
+    for _ in range(30):
+        running.step()
+    since = len(running.decoded)
+    for _ in range(3):  # one behind the other
+        running.books.add(request(8192, 1, "b"), 0.0)
+    running.read_until(8192)
+    first = running.ends[-1]
+    running.chunks.clear()
+    running.read_until(8192)
+    assert all(tokens <= PIECE for _, _, tokens in running.chunks)
+    # The last piece is not made up for yet.
+    piece_s = PIECE * TOKEN_S * (1 + 8192 // 4096)
+    steps = len(running.decoded) - since
+    most = slowdown + piece_s / (steps * DECODE_S)
+    least = 1 + 0.7 * (slowdown - 1)
+    assert least <= slowed(running, since, running.ends[-1]) <= most
+    assert slowed(running, since, first) <= slowdown + 2 * piece_s / (steps / 3 * DECODE_S)
+
+
+def test_without_a_bound_a_prompt_is_read_at_once() -> None:
+    running = device(None)
+    running.books.add(request(100, 400), 0.0)
+    for _ in range(30):
+        running.step()
+    since = len(running.decoded)
+    running.books.add(request(8192, 1, "b"), 0.0)
+    running.read_until(8192)
+    assert slowed(running, since, running.ends[-1]) > 5
+
+
+def test_nobody_waits_for_a_prompt_alone() -> None:
+    """Not while nothing decodes, nor where no step was seen that reads nothing."""
+    running = device(1.3)
+    for _ in range(2):
+        running.books.add(request(8192, 5), 0.0)
+    running.read_until(8192)
+    assert [tokens for _, _, tokens in running.chunks] == [4096, 4096]
+
+
+def test_shorter_prompts_are_not_spread_and_do_not_wait() -> None:
+    running = device(1.3)
+    running.books.add(request(100, 4000), 0.0)
+    for _ in range(30):
+        running.step()
+    running.books.add(request(12_000, 1, "b"), 0.0)
+    for _ in range(3):
+        running.step()
+    running.books.add(request(4096, 1, "c"), 0.0)
+    running.chunks.clear()
+    running.step()
+    running.step()
+    assert (0, 4096) in [(start, tokens) for _, start, tokens in running.chunks]
+    running.read_until(12_000)
+
+
+def test_a_pause_that_had_another_cause_is_forgotten() -> None:
+    spread = Pacing(1.3, 0)
+    now = 0.0
+
+    def step(seconds: float, *, reads_long: bool = False) -> None:
+        nonlocal now
+        spread.begin(now)
+        spread.end(decodes=True, reads=reads_long, reads_long=reads_long)
+        now += seconds
+
+    for _ in range(20):
+        step(0.01)
+    step(100.0, reads_long=True)  # an adapter was loaded meanwhile, say
+    waited = 0
+    step(0.01)
+    while not spread.may_read:
+        step(0.01)
+        waited += 1
+    assert 200 < waited < 900
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    prompts=st.lists(
+        st.tuples(st.integers(1, 120), st.integers(1, 12), st.sampled_from("abc")), max_size=12
+    ),
+    arrivals=st.lists(st.integers(0, 60), min_size=12, max_size=12),
+    ahead=st.integers(0, 1),
+    decode_s=st.floats(0.0, 0.01),
+    token_s=st.floats(0.0, 0.01),
+)
+def test_every_prompt_is_read_and_answered(
+    prompts: list[tuple[int, int, str]],
+    arrivals: list[int],
+    ahead: int,
+    decode_s: float,
+    token_s: float,
+) -> None:
+    """Whatever steps take, and whoever comes when."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler, "LONG_PROMPT", 30)
+        patch.setattr(scheduler, "PIECE", 8)
+        running = device(1.3, ahead, prefill_tokens=16, rows=3)
+        running.decode_s, running.token_s = decode_s, token_s
+        added = []
+        for number in range(20_000):
+            due = [about for about, at in zip(prompts, arrivals, strict=False) if at == number]
+            added += [running.books.add(request(*about), 0.0) for about in due]
+            running.step()
+            if number > 60 and all(each.is_finished for each in added):
+                break
+        assert len(added) == len(prompts)
+        assert all(each.is_finished for each in added)
