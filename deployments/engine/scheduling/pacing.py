@@ -1,6 +1,5 @@
 """Spread the reading of a long prompt over time, so that other answers go on nearly as fast."""
 
-import statistics
 from collections import deque
 from dataclasses import dataclass
 
@@ -56,7 +55,7 @@ class Pacing:
             self._quiet_s.append(seconds)
         if not self._quiet_s:
             return
-        quiet_s = statistics.median(self._quiet_s)
+        quiet_s = sorted(self._quiet_s)[len(self._quiet_s) // 2]
         if any(step.reads_long for step in self._latest):
             self._owed_s += seconds - self._slowdown * quiet_s
         else:
