@@ -99,6 +99,13 @@ def conversations(draw: st.DrawFn) -> tuple[list[Request], list[int], dict[int, 
     return requests, arrivals, cancels
 
 
+@pytest.fixture
+def spread_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let prompts of a few tokens be as long as those whose pieces are spread."""
+    monkeypatch.setattr(scheduler, "LONG_PROMPT", 30)
+    monkeypatch.setattr(scheduler, "PIECE", 12)
+
+
 @settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -114,23 +121,11 @@ def test_answers_are_the_same_tokens(
     ahead: int,
     prefill_tokens: int,
     slowdown: float | None,
+    spread_soon: None,
 ) -> None:
     """Whatever shares a beginning, arrives, leaves or takes another's row; one step late as on a
     GPU, where a row is given on before its last token is known, or not; pieces of prompts spread
     between steps of others, or not."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler, "LONG_PROMPT", 30)
-        patch.setattr(scheduler, "PIECE", 12)
-        _compare(either, asked, ahead, prefill_tokens, slowdown)
-
-
-def _compare(
-    either: ModelRunner,
-    asked: tuple[list[Request], list[int], dict[int, int]],
-    ahead: int,
-    prefill_tokens: int,
-    slowdown: float | None,
-) -> None:
     requests, arrivals, cancels = asked
     plain = Driver(either, reuses_prefixes=False)
     expected = [plain.run([request]).tokens[0] for request in requests]
