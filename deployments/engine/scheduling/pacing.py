@@ -6,7 +6,7 @@ from dataclasses import dataclass
 LONG_PROMPT = 4096  # tokens to be read; fewer are not spread
 PIECE = 1024  # tokens that one step reads of a long prompt at most, while others decode
 _MEASURED = 15  # steps that read nothing, whose median counts
-_MOST_OWED = 256  # such steps: a pause that had another cause is paid off after so many
+_MOST_OWED = 256  # such steps: more of a pause had another cause than a piece
 
 
 @dataclass(frozen=True, slots=True)
