@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,16 +31,8 @@ _PIECE_STEP = 128  # inputs of a piece are a multiple of it, whatever the tile
 _SHRUNK_RANKS, _SHRUNK_INPUTS = 4, 4096
 
 
-@dataclass(frozen=True, slots=True)
-class RowNorm:
-    """Hold the RMS norm that a product of one row begins with: its weight is (in,)."""
-
-    weight: torch.Tensor
-    eps: float
-
-
 def has_row_norm(x: torch.Tensor) -> bool:
-    """Return whether a product of x (T, in) takes a RowNorm."""
+    """Return whether `product_with_shrink` takes a norm of x (T, in) first."""
     return len(x) == 1 and x.shape[1] <= MAX_NORM_COLUMNS
 
 
@@ -104,14 +95,15 @@ def product_with_shrink(
     weight: InterleavedWeight | torch.Tensor,
     shrink: Shrink | None,
     *,
-    norm: RowNorm | None = None,
+    norm: tuple[torch.Tensor, float] | None = None,
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
     activation: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Do `product` or `plain_product`, and multiply x by each row's own A in the same launch.
 
-    x is such that `takes_shrink`, or a single row. norm: of x, taken first, which has_row_norm.
+    x is such that `takes_shrink`, or a single row. norm: the weight (in,) and epsilon of an RMS
+    norm of x, which `has_row_norm`; it is taken first.
 
     Returns:
         The product, and that with each stack's A (T, P, R), None without any.
@@ -145,7 +137,7 @@ def _launched(
     residual: torch.Tensor | None,
     activation: str | None,
     expansion: Expansion | None = None,
-    norm: RowNorm | None = None,
+    norm: tuple[torch.Tensor, float] | None = None,
     shrink: Shrink | None = None,
     shrunk: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -156,15 +148,16 @@ def _launched(
     if out is None:
         out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
     adapters, sizes = _adapter_arguments(x, expansion)
-    stacks, modules, rank = [x] * 3, 0, 0
+    stacks = [x]
     if shrink is not None:
         assert expansion is None, "a product adds adapters or takes their first half along"
         adapters = (shrunk, shrink.slots, shrink.active, *adapters[3:])
-        stacks, modules, rank = three(shrink.stacks), len(shrink.stacks), shrink.rank
+        stacks = list(shrink.stacks)
     added = values if bias is None else bias
     own = (x, values, factors, _table(x.dtype, x.device), added, out, *adapters)
     options = {
         **sizes,
+        "RANK": 0 if shrink is None else shrink.rank,
         "KIND": kind,
         "HAS_BIAS": bias is not None,
         "ADDS": residual is not None,
@@ -179,8 +172,7 @@ def _launched(
     }
     columns = triton.cdiv(stored, tile.bn)
     if tile.bm == 0:
-        sizes_of_row = (outputs, inputs, width)
-        _launch_row(columns, own, sizes_of_row, norm, stacks, modules, rank, tile, options)
+        _launch_row(columns, own, (outputs, inputs, width), norm, stacks, tile, options)
         return out
     first = 0  # programs of ranks
     if shrink is not None:
@@ -197,10 +189,10 @@ def _launched(
     stages = stages_that_fit(tile, kind, size, shared)
     ranks = min(_RANKS, max(8, triton.next_power_of_2(sizes["R"])))
     product_kernel[(every, tile.splits, blocks)](
-        *own, *stacks, partials, counters("product", _MOST_TILES, x.device), rows, outputs, inputs,
-        length, x.stride(0), out.stride(0), width, first, BM=tile.bm, WARPS=tile.num_warps,
+        *own, *three(stacks), partials, counters("product", _MOST_TILES, x.device), rows, outputs,
+        inputs, length, x.stride(0), out.stride(0), width, first, BM=tile.bm, WARPS=tile.num_warps,
         SPLITS=tile.splits, IS_EVEN=length * tile.splits == inputs, RC=ranks, G=_RANKS // ranks,
-        SHRINKS=modules, RANK=rank, num_stages=stages,
+        SHRINKS=0 if shrink is None else len(stacks), num_stages=stages,
         RANK_STAGES=min(stages, stages_that_fit(tile, "plain", size, shared)), **options,
     )  # fmt: skip
     return out
@@ -210,10 +202,8 @@ def _launch_row(
     columns: int,
     own: tuple[Any, ...],
     sizes: tuple[int, int, int],
-    norm: RowNorm | None,
+    norm: tuple[torch.Tensor, float] | None,
     stacks: Sequence[torch.Tensor],
-    modules: int,
-    rank: int,
     tile: Tile,
     options: dict[str, Any],
 ) -> None:
@@ -222,11 +212,11 @@ def _launch_row(
     block = min(_SHRUNK_INPUTS, triton.next_power_of_2(inputs))
     blocks = triton.cdiv(inputs, block)
     together = _SHRUNK_RANKS if blocks == 1 else 1
-    row_kernel[(columns + modules * (rank // together),)](
-        *own, x if norm is None else norm.weight, 0.0 if norm is None else norm.eps,
-        *stacks, *sizes, columns, RP=triton.next_power_of_2(options["R"]),
-        HAS_NORM=norm is not None, RANK=rank, RC=together, BLOCK=block, BLOCKS=blocks,
-        TILES=tiles, AHEAD=min(tile.num_stages, tiles), **options,
+    programs = len(stacks) * (options["RANK"] // together)  # none without ranks
+    row_kernel[(columns + programs,)](
+        *own, *(norm or (x, 0.0)), *three(stacks), *sizes, columns,
+        RP=triton.next_power_of_2(options["R"]), HAS_NORM=norm is not None, RC=together,
+        BLOCK=block, BLOCKS=blocks, TILES=tiles, AHEAD=min(tile.num_stages, tiles), **options,
     )  # fmt: skip
 
 

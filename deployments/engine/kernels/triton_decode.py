@@ -8,7 +8,13 @@ import triton
 import triton.language as tl
 
 from deployments.engine.kernels.triton_kv_cache import keep, scaled
-from deployments.engine.kernels.triton_lora import add_lora, stack_rows
+from deployments.engine.kernels.triton_lora import (
+    add_lora,
+    add_ranks,
+    normed,
+    ranks_ahead,
+    stack_rows,
+)
 from deployments.engine.kernels.triton_overlap import after_earlier_kernels, launch_next
 
 
@@ -147,12 +153,6 @@ def decode_kernel(
 
 
 @triton.jit
-def normed(x, inverse, weight, kind: tl.constexpr):
-    """Return x * inverse * weight in float32, rounded to `kind` behind each product."""
-    return ((x * inverse).to(kind).to(tl.float32) * weight).to(kind).to(tl.float32)
-
-
-@triton.jit
 def _together(
     partials, sums, used, mask, size, GP: tl.constexpr, DP: tl.constexpr, SPLITS: tl.constexpr
 ):
@@ -234,10 +234,8 @@ def rope_decode_kernel(
     q_at = (h * G + g)[:, None] * D + d[None, :]
     columns = h * D + d
     if PQ >= 0:
-        weights_q = ()
         rows_q = bq + slot * (R * H * G * D) + q_at
-        for r in tl.static_range(min(R, RC)):
-            weights_q = weights_q + (tl.load(rows_q + r * (H * G * D), mask=qm, other=0.0),)
+        weights_q = ranks_ahead(rows_q, H * G * D, qm, RC)
     if PK >= 0:
         weights_k = stack_rows(bk, columns, dm, slot, 0, H * D, R, RC)
     if PV >= 0:
@@ -259,11 +257,7 @@ def rope_decode_kernel(
     v = tl.load(keys_line + H * D + columns, mask=dm, other=0.0).to(tl.float32)
     if PQ >= 0:
         shrunk_q = shrunk + (b * P + PQ) * R
-        for r in tl.static_range(min(R, RC)):
-            q += tl.load(shrunk_q + r) * weights_q[r].to(tl.float32)
-        for r in range(RC, R):
-            more = tl.load(rows_q + r * (H * G * D), mask=qm, other=0.0)
-            q += tl.load(shrunk_q + r) * more.to(tl.float32)
+        q = add_ranks(q, weights_q, rows_q, H * G * D, qm, shrunk_q, R, RC)
     if PK >= 0:
         k = add_lora(k, weights_k, columns, dm, shrunk, bk, slot, b, H * D, R, RC, P, PK)
     if PV >= 0:

@@ -1,6 +1,6 @@
 """Multiply rows that are grouped by adapter by their LoRA weights. Imported only where Triton runs.
 
-A program takes a tile: rows of one adapter, at most 16 or 32.
+A program takes a tile: rows of one adapter, at most 16, 32 or 64.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,12 @@ import triton.language as tl
 from deployments.engine.kernels.backend import counters, launch_options, overlaps
 from deployments.engine.kernels.ops import Expansion, RowGroups
 from deployments.engine.kernels.quantised_tiles import SHRINK_INPUTS, parts_of
-from deployments.engine.kernels.triton_groups import ONE_ORDER_ROWS, three, tile_rows
+from deployments.engine.kernels.triton_groups import (
+    ONE_ORDER_ROWS,
+    rows_of_a,
+    three,
+    tile_rows,
+)
 from deployments.engine.kernels.triton_lora import activated
 from deployments.engine.kernels.triton_overlap import (
     after_earlier_kernels,
@@ -24,8 +29,6 @@ from deployments.engine.kernels.triton_overlap import (
 _RANKS, _MOST_RANKS = 16, 64
 _COLUMNS = 128  # of one program of an expansion
 _GATED_COLUMNS = 64  # of one that applies an activation too
-_GATED_WARPS = 4
-_EXPAND_WARPS = 4
 _MOST_TILES = 1 << 18  # times blocks of ranks: a prompt of 128,000 tokens with rank 256
 
 
@@ -48,13 +51,7 @@ def _shrink_kernel(
     slot, rows, im = tile_rows(order, tiles, tile, BM)
     u = tl.program_id(1) * RC + tl.arange(0, RC)
     rm = u < P * R
-    module = u // R
-    at_rank = slot * (R * K) + u % R * K
-    weights = a0 + at_rank
-    if P > 1:
-        weights = tl.where(module == 1, a1 + at_rank, weights)
-    if P > 2:
-        weights = tl.where(module == 2, a2 + at_rank, weights)
+    weights = rows_of_a(a0, a1, a2, slot, u, K, P, R)
     lines = x + rows[None, :] * x_row
     acc = tl.zeros((RC, BM), tl.float32)
     if slot != 0:
@@ -255,7 +252,7 @@ def lora_expand_add(
         groups.order, groups.tiles, y.stride(0),
         P=len(tensors), R=rank, RC=_ranks_together(rank),
         BM=groups.tile_rows, BN=_COLUMNS,
-        OVERLAPS=overlaps(y.device), num_warps=_EXPAND_WARPS, **launch_options(y.device),
+        OVERLAPS=overlaps(y.device), num_warps=4, **launch_options(y.device),
         **dict(zip(("G0", "G1", "G2"), three([f is not None for f in factors]), strict=True)),
     )  # fmt: skip
 
@@ -274,7 +271,7 @@ def lora_expand_gated(y: torch.Tensor, expansion: Expansion, activation: str) ->
         groups.order, groups.tiles, width,
         GATE=gate, VALUE=value, P=len(expansion.stacks), R=expansion.rank,
         RC=_ranks_together(expansion.rank), BM=groups.tile_rows, BN=_GATED_COLUMNS,
-        IS_SILU=activation == "silu", OVERLAPS=overlaps(y.device), num_warps=_GATED_WARPS,
+        IS_SILU=activation == "silu", OVERLAPS=overlaps(y.device), num_warps=4,
         **launch_options(y.device),
     )  # fmt: skip
     return out

@@ -93,15 +93,28 @@ def tile_rows(order, tiles, tile, BM: tl.constexpr):
     return slot, tl.load(order + first + i, mask=mask, other=0).to(tl.int64), mask
 
 
+@triton.jit
+def rows_of_a(a0, a1, a2, slot, u, K, P: tl.constexpr, R: tl.constexpr):
+    """Return where the ranks u of an adapter's P modules begin, R of each module side by side."""
+    at = (slot * R + u % R) * K
+    rows = a0 + at
+    module = u // R % P
+    if P > 1:
+        rows = tl.where(module == 1, a1 + at, rows)
+    if P > 2:
+        rows = tl.where(module == 2, a2 + at, rows)
+    return rows
+
+
 def group_rows(
     slots: torch.Tensor, num_slots: int, *, ranks: int, inputs: int, is_invariant: bool = False
 ) -> RowGroups:
     """Group rows with these slots (B,).
 
     Args:
-        is_invariant: a row's sums do not depend on the number of rows.
         ranks: of all modules of one layer together, at most.
         inputs: of a layer, at most.
+        is_invariant: a row's sums do not depend on the number of rows.
     """
     rows, device = len(slots), slots.device
     size = 16 if rows <= _FEW_ROWS else ONE_ORDER_ROWS

@@ -23,8 +23,21 @@ MAX_NORM_COLUMNS = 4096  # one program holds a whole row, times _RANKS
 
 
 @triton.jit
+def normed(x, inverse, weight, kind: tl.constexpr):
+    """Return x * inverse * weight in float32, rounded to `kind` behind each product."""
+    return ((x * inverse).to(kind).to(tl.float32) * weight).to(kind).to(tl.float32)
+
+
+@triton.jit
+def _row_norm(xs, weight, eps, K, kind: tl.constexpr):
+    """Return the RMS norm of a row of K numbers in float32, rounded to `kind`."""
+    inverse = 1.0 / tl.sqrt(tl.sum(xs * xs, 0) / K + eps)
+    return normed(xs, inverse, weight.to(tl.float32), kind)
+
+
+@triton.jit
 def _norm_shrink_kernel(
-    x, weight, normed, a0, a1, a2, slots, out, eps, K,
+    x, weight, out, a0, a1, a2, slots, shrunk, eps, K,
     P: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, BLOCK: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):  # fmt: skip
@@ -47,16 +60,15 @@ def _norm_shrink_kernel(
         a = a2
     at = a + slot * (R * K) + r[:, None] * K + k[None, :]
     weights = tl.load(at, mask=km[None, :] & (slot != 0), other=0.0)
-    scales = tl.load(weight + k, mask=km, other=0.0).to(tl.float32)
+    scales = tl.load(weight + k, mask=km, other=0.0)
     after_earlier_kernels(OVERLAPS)
     xs = tl.load(x + b * K + k, mask=km, other=0.0).to(tl.float32)
-    inverse = 1.0 / tl.sqrt(tl.sum(xs * xs, 0) / K + eps)
-    kind = normed.dtype.element_ty
-    ys = ((xs * inverse).to(kind).to(tl.float32) * scales).to(kind)
+    kind = out.dtype.element_ty
+    ys = _row_norm(xs, scales, eps, K, kind)
     if tl.program_id(1) == 0:
-        tl.store(normed + b * K + k, ys, mask=km)
-    acc = tl.sum(weights.to(tl.float32) * ys.to(tl.float32)[None, :], 1)
-    tl.store(out + (b * P + module) * R + r, acc)
+        tl.store(out + b * K + k, ys.to(kind), mask=km)
+    acc = tl.sum(weights.to(tl.float32) * ys[None, :], 1)
+    tl.store(shrunk + (b * P + module) * R + r, acc)
 
 
 @triton.jit
@@ -69,11 +81,8 @@ def _norm_kernel(x, weight, out, eps, x_row, K, BLOCK: tl.constexpr, OVERLAPS: t
     scales = tl.load(weight + k, mask=km, other=0.0)
     after_earlier_kernels(OVERLAPS)
     xs = tl.load(x + at + k, mask=km, other=0.0).to(tl.float32)
-    inverse = 1.0 / tl.sqrt(tl.sum(xs * xs, 0) / K + eps)
     kind = out.dtype.element_ty
-    scaled = (xs * inverse).to(kind).to(tl.float32)
-    ys = scaled * scales.to(tl.float32)
-    tl.store(out + at + k, ys.to(kind), mask=km)
+    tl.store(out + at + k, _row_norm(xs, scales, eps, K, kind).to(kind), mask=km)
 
 
 @triton.jit
@@ -90,26 +99,18 @@ def _expand_norm_kernel(
     k = tl.arange(0, BLOCK)
     km = k < K
     slot = tl.load(slots + b).to(tl.int64)
-    has_one = slot != 0
+    has_one = km & (slot != 0)
     rows = stack + slot * (R * K) + k
-    weights = ()
-    for r in tl.static_range(AHEAD):
-        weights = weights + (tl.load(rows + r * K, mask=km & has_one, other=0.0),)
+    weights = ranks_ahead(rows, K, has_one, AHEAD)
     scales = tl.load(weight + k, mask=km, other=0.0)
     after_earlier_kernels(OVERLAPS)
     xs = tl.load(x + b * K + k, mask=km, other=0.0).to(tl.float32)
     added = tl.zeros((BLOCK,), tl.float32)
-    for r in tl.static_range(AHEAD):
-        added += weights[r].to(tl.float32) * tl.load(shrunk + b * R + r)
-    for r in range(AHEAD, R):
-        more = tl.load(rows + r * K, mask=km & has_one, other=0.0).to(tl.float32)
-        added += more * tl.load(shrunk + b * R + r)
+    added = add_ranks(added, weights, rows, K, has_one, shrunk + b * R, R, AHEAD)
     kind = out.dtype.element_ty
     sums = (xs + added).to(kind)
     tl.store(x + b * K + k, sums, mask=km)
-    xs = sums.to(tl.float32)
-    inverse = 1.0 / tl.sqrt(tl.sum(xs * xs, 0) / K + eps)
-    ys = (xs * inverse).to(kind).to(tl.float32) * scales.to(tl.float32)
+    ys = _row_norm(sums.to(tl.float32), scales, eps, K, kind)
     tl.store(out + b * K + k, ys.to(kind), mask=km)
 
 
@@ -135,6 +136,26 @@ def _gated_kernel(x, out, F, IS_SILU: tl.constexpr, BLOCK: tl.constexpr, OVERLAP
     acted = activated(gate, IS_SILU).to(out.dtype.element_ty)
     product = acted.to(tl.float32) * value.to(tl.float32)
     tl.store(out + b * F + c, product.to(out.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def ranks_ahead(rows, step, mask, AHEAD: tl.constexpr):
+    """Return the first AHEAD ranks of a B, as `rows` points to one; the next is `step` further."""
+    weights = ()
+    for r in tl.static_range(AHEAD):
+        weights = weights + (tl.load(rows + r * step, mask=mask, other=0.0),)
+    return weights
+
+
+@triton.jit
+def add_ranks(x, weights, rows, step, mask, shrunk, R: tl.constexpr, AHEAD: tl.constexpr):
+    """Return x plus what R ranks add, of which `ranks_ahead` gave the first. shrunk: (R,)."""
+    for r in tl.static_range(AHEAD):
+        x += tl.load(shrunk + r) * weights[r].to(tl.float32)
+    for r in range(AHEAD, R):
+        more = tl.load(rows + r * step, mask=mask, other=0.0)
+        x += tl.load(shrunk + r) * more.to(tl.float32)
+    return x
 
 
 @triton.jit

@@ -9,8 +9,9 @@ import triton.language as tl
 from deployments.engine.kernels.backend import launch_options, overlaps, shared_bytes
 from deployments.engine.kernels.ops import BLOCK_M, HeadNorm, Rope
 from deployments.engine.kernels.tiles import padded, prefill_tile
-from deployments.engine.kernels.triton_decode import capped, normed, softmax_step
+from deployments.engine.kernels.triton_decode import capped, softmax_step
 from deployments.engine.kernels.triton_kv_cache import scaled, scales_arguments
+from deployments.engine.kernels.triton_lora import normed
 from deployments.engine.kernels.triton_overlap import after_earlier_kernels, launch_next
 
 _NUMBERS = 1024  # of one program that rotates

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from deployments.engine.kernels.triton_dequantise import converted, scaled_entries
 from deployments.engine.kernels.triton_expansion import some_weights, with_units
+from deployments.engine.kernels.triton_groups import rows_of_a
 from deployments.engine.kernels.triton_lora import activated
 from deployments.engine.kernels.triton_overlap import after_earlier_kernels, launch_next
 
@@ -93,16 +94,9 @@ def _shrink(
     if first < tl.maximum(num, 1) * (P * R):
         u = first + tl.arange(0, BN)
         adapter = u // (P * R)
-        module = u // R % P
-        r = u % R
         there = adapter < num
         slot = tl.load(active + 1 + adapter, mask=there, other=0).to(tl.int64)
-        at = (slot * R + r) * K
-        rows = a0 + at
-        if P > 1:
-            rows = tl.where(module == 1, a1 + at, rows)
-        if P > 2:
-            rows = tl.where(module == 2, a2 + at, rows)
+        rows = rows_of_a(a0, a1, a2, slot, u, K, P, R)
         row_slots = tl.load(slots + m, mask=m < M, other=-1)
         acc = tl.zeros((BN, BM), tl.float32)
         k = tl.arange(0, BK)
@@ -124,7 +118,7 @@ def _shrink(
             has_none = row_slots == 0
             own = there[:, None] & (slot[:, None] == row_slots[None, :])
             own = own | ((adapter == 0)[:, None] & has_none[None, :])
-            to = shrunk + (m[None, :] * P + module[:, None]) * R + r[:, None]
+            to = shrunk + m[None, :] * (P * R) + (u % (P * R))[:, None]
             tl.store(to, tl.where(has_none[None, :], 0.0, acc), mask=own)
 
 
@@ -132,9 +126,10 @@ def _shrink(
 def product_kernel(
     x, values, factors, table, bias, out, shrunk, slots, active, b0, b1, b2, start0, start1,
     start2, n0, n1, n2, a0, a1, a2, partials, counters, M, N, K, length, x_row, out_row, width,
-    ranks, P: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, G: tl.constexpr, BESIDE:
-    tl.constexpr, SHRINKS: tl.constexpr, RANK: tl.constexpr, RANK_STAGES: tl.constexpr, KIND:
-    tl.constexpr, HAS_BIAS: tl.constexpr, ADDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    ranks,
+    P: tl.constexpr, R: tl.constexpr, RC: tl.constexpr, G: tl.constexpr, BESIDE: tl.constexpr,
+    SHRINKS: tl.constexpr, RANK: tl.constexpr, RANK_STAGES: tl.constexpr, KIND: tl.constexpr,
+    HAS_BIAS: tl.constexpr, ADDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, WARPS: tl.constexpr, SPLITS: tl.constexpr, IS_EVEN: tl.constexpr,
     IN_REGISTERS: tl.constexpr, OVERLAPS: tl.constexpr, GATED: tl.constexpr, IS_SILU: tl.constexpr,
 ):  # fmt: skip

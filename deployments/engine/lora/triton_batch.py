@@ -19,8 +19,9 @@ from deployments.engine.kernels.triton_lora import (
 )
 from deployments.engine.lora.layers import LoraStack
 
-# Up to so many ranks of a layer's modules together, each row multiplies by itself, in the kernel of
-# its norm, which reads A for every row: more ranks where rows are few (docs/engine.md).
+# Up to so many ranks of a layer's modules together, and more where rows are few, the product that
+# reads x multiplies by A as well, or the kernel of its norm does, which reads A for every row
+# (docs/engine.md).
 _FEW_RANKS, _MORE_RANKS = 16, 64
 _FEW_ROWS = 64
 
@@ -43,12 +44,11 @@ class TritonLoraBatch:
     ) -> None:
         self._stacks = stacks
         self._slots = slots
-        self._is_invariant = is_invariant
         takes_more = len(slots) <= _FEW_ROWS and not is_invariant
         self._few_ranks = _MORE_RANKS if takes_more else _FEW_RANKS
         self._owed: tuple[torch.Tensor, Expansion] | None = None
         # First, since kernels read them before those just before have ended.
-        self._groups = self._grouped_rows()
+        self._groups = self._grouped_rows(is_invariant)
 
     def adapts(self, layer: str) -> bool:
         return bool(self._stacks.get(layer))
@@ -137,12 +137,12 @@ class TritonLoraBatch:
     def _grouped(self, expansion: Expansion) -> Expansion:
         return dataclasses.replace(expansion, groups=self._groups)
 
-    def _grouped_rows(self) -> RowGroups:
+    def _grouped_rows(self, is_invariant: bool) -> RowGroups:
         every = [[stack.a for _, stack in stacks] for stacks in self._stacks.values() if stacks]
         return group_rows(
             self._slots,
             len(every[0][0]),
             ranks=max(sum(a.shape[1] for a in modules) for modules in every),
             inputs=max(modules[0].shape[2] for modules in every),
-            is_invariant=self._is_invariant,
+            is_invariant=is_invariant,
         )

@@ -126,55 +126,61 @@ class FusedLinear(AdaptedLinear):
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, lora: LoraBatch | None
     ) -> torch.Tensor:
         """Apply the layer to the RMS norm of x (T, in), whose weight is (in,)."""
-        done = self._with_shrink(x, weight, eps, lora)
-        if done is not None:
-            y, expansion = done
-            if lora is not None and expansion is not None:
-                lora.add(self.name, x, y, expansion)
-            return y
+        alone = self._row_after_norm(x, weight, eps, lora)
+        if alone is not None:
+            return alone
         if lora is None:
             return self._adapted(rms_norm(x, weight, eps), None, None)
+        if (done := self._with_shrink(x, weight, eps, lora)) is not None:
+            y, added = done
+            lora.add(self.name, x, y, added)
+            return y
         normed, expansion = lora.norm(self.name, x, weight, eps)
         return self._adapted(normed, lora, expansion)
 
-    def _with_shrink(
+    def _row_after_norm(
         self,
         x: torch.Tensor,
-        weight: torch.Tensor | None,
+        weight: torch.Tensor,
         eps: float,
         lora: LoraBatch | None,
         activation: str | None = None,
-    ) -> tuple[torch.Tensor, Expansion | None] | None:
-        """Return the product of few rows, normed if there is a weight, from one kernel that
-        multiplies by A too or norms a single row; and what is still to be added.
+    ) -> torch.Tensor | None:
+        """Return the product of the norm of a single row that no adapter changes, from one kernel;
+        None where there is no such kernel."""
+        if not isinstance(self._product, KernelProduct) or not self._product.takes_norm(x):
+            return None
+        if lora is not None and (lora.adapts(self.name) or lora.owes(x)):
+            return None
+        return self._product.after_norm(x, (weight, eps), activation)
 
-        None where there is no such kernel.
-        """
-        if not isinstance(self._product, KernelProduct):
+    def _with_shrink(
+        self, x: torch.Tensor, weight: torch.Tensor | None, eps: float, lora: LoraBatch
+    ) -> tuple[torch.Tensor, Expansion] | None:
+        """Return the product of few rows, normed if there is a weight, from a kernel that
+        multiplies by A too, and what is still to be added; None where there is no such kernel."""
+        if (found := self._shrink(x, lora)) is None:
             return None
-        shrink = self._shrink(x, lora)
-        if shrink is None and lora is not None and lora.adapts(self.name):
-            return None
-        norm = None if weight is None else (weight, eps)
-        is_settled = lora is None or not lora.owes(x)
-        if norm is not None and not (is_settled and self._product.takes_norm(x)):
-            if lora is None or shrink is None:
-                return None
-            x, norm = lora.normed(x, *norm), None
-        if norm is None and shrink is None:
-            return None
-        y, shrunk = self._product.with_shrink(x, shrink, norm=norm, activation=activation)
-        if lora is None or shrunk is None:
-            return y, None
+        product, shrink = found
+        norm = None
+        if weight is not None and product.takes_norm(x) and not lora.owes(x):
+            norm = weight, eps
+        elif weight is not None:
+            x = lora.normed(x, weight, eps)
+        y, shrunk = product.with_shrink(x, shrink, norm=norm)
         return y, lora.expanded(self.name, shrunk)
 
-    def _shrink(self, x: torch.Tensor, lora: LoraBatch | None) -> Shrink | None:
-        """Return by what the product multiplies x (T, in) as well, if it does."""
-        if lora is None or not isinstance(self._product, KernelProduct):
+    def _shrink(
+        self, x: torch.Tensor, lora: LoraBatch | None
+    ) -> tuple[KernelProduct, Shrink] | None:
+        """Return the product, and by what it multiplies x (T, in) as well, if it does."""
+        product = self._product
+        if lora is None or not isinstance(product, KernelProduct):
             return None
-        if self._is_rescaled(lora) or not self._product.takes_shrink(x):
+        if self._is_rescaled(lora) or not product.takes_shrink(x):
             return None
-        return lora.few(self.name)
+        shrink = lora.few(self.name)
+        return None if shrink is None else (product, shrink)
 
     def gated_after_norm(
         self,
@@ -192,15 +198,13 @@ class FusedLinear(AdaptedLinear):
         expansion = None
         is_adapted = lora is not None and lora.adapts(self.name)
         if activation in GATED:
-            own = None if is_adapted else activation
-            done = self._with_shrink(x, weight, eps, lora, own)
-            if done is not None and not is_adapted:
-                return done[0]
-            if done is not None:
-                y, expansion = done
-                assert lora is not None, "an expansion of no adapters"
-                assert expansion is not None, "adapters without an expansion"
-                return lora.gated(expansion, y, activation)
+            if weight is not None:
+                alone = self._row_after_norm(x, weight, eps, lora, activation)
+                if alone is not None:
+                    return alone
+            if lora is not None and (done := self._with_shrink(x, weight, eps, lora)) is not None:
+                y, added = done
+                return lora.gated(added, y, activation)
         if weight is not None and lora is not None:
             x, expansion = lora.norm(self.name, x, weight, eps)
         elif weight is not None:
@@ -222,11 +226,13 @@ class FusedLinear(AdaptedLinear):
     ) -> tuple[torch.Tensor, Expansion | None]:
         """Do `after_norm`, but leave the LoRA expansion, if any, to the attention that follows,
         unless the product adds it."""
-        done = self._with_shrink(x, weight, eps, lora)
-        if done is not None:
-            return done
+        alone = self._row_after_norm(x, weight, eps, lora)
+        if alone is not None:
+            return alone, None
         if lora is None:
             return self._adapted(rms_norm(x, weight, eps), None, None), None
+        if (done := self._with_shrink(x, weight, eps, lora)) is not None:
+            return done
         normed, expansion = lora.norm(self.name, x, weight, eps)
         if self._is_rescaled(lora) or self._adding(lora, expansion) is not None:
             return self._adapted(normed, lora, expansion), None
@@ -252,11 +258,11 @@ class FusedLinear(AdaptedLinear):
     ) -> torch.Tensor:
         """Do `add_to`, but leave the LoRA expansion, if any, to the RMS norm of the residual that
         comes next, or to `lora.settle`, where few rows are multiplied by A in the same kernel."""
-        shrink = self._shrink(x, lora)
-        if lora is None or shrink is None or not isinstance(self._product, KernelProduct):
+        found = self._shrink(x, lora)
+        if lora is None or found is None:
             return self.add_to(residual, x, lora)
-        _, shrunk = self._product.with_shrink(x, shrink, residual=residual)
-        assert shrunk is not None, "nothing of A"
+        product, shrink = found
+        _, shrunk = product.with_shrink(x, shrink, residual=residual)
         lora.owe(residual, lora.expanded(self.name, shrunk))
         return residual
 

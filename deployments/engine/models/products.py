@@ -107,7 +107,9 @@ class KernelProduct:
     def __init__(self, weight: InterleavedWeight | torch.Tensor, bias: torch.Tensor | None) -> None:
         from deployments.engine.kernels import quantised_product as kernels
 
-        self._row_norm, self._with_shrink = kernels.RowNorm, kernels.product_with_shrink
+        self._with_shrink: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = (
+            kernels.product_with_shrink
+        )
         self.takes_norm: Callable[[torch.Tensor], bool] = kernels.has_row_norm
         self._takes_shrink = kernels.takes_shrink
         is_plain = isinstance(weight, torch.Tensor)
@@ -131,6 +133,15 @@ class KernelProduct:
         """Return gated_activation of self(x), for an activation of GATED."""
         return self._product(x, bias=self._bias, activation=activation, expansion=expansion)
 
+    def after_norm(
+        self, x: torch.Tensor, norm: tuple[torch.Tensor, float], activation: str | None
+    ) -> torch.Tensor:
+        """Return self of an RMS norm, by its weight and epsilon, of a single row x that it
+        `takes_norm` of, or `gated` of it."""
+        about = {"norm": norm, "bias": self._bias, "activation": activation}
+        y, _ = self._with_shrink(x, self._weight, None, **about)
+        return y
+
     def takes_shrink(self, x: torch.Tensor) -> bool:
         """Return whether `with_shrink` takes x (T, in)."""
         return self._takes_shrink(x, self._weight)
@@ -138,25 +149,17 @@ class KernelProduct:
     def with_shrink(
         self,
         x: torch.Tensor,
-        shrink: Shrink | None,
+        shrink: Shrink,
         *,
         norm: tuple[torch.Tensor, float] | None = None,
         residual: torch.Tensor | None = None,
-        activation: str | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Do `__call__`, `add_to` or `gated`, and return what `shrink` makes of x (T, P, R) too.
-
-        norm: the weight and epsilon of an RMS norm of a single row that it `takes_norm` of.
-        """
-        return self._with_shrink(
-            x,
-            self._weight,
-            shrink,
-            norm=None if norm is None else self._row_norm(*norm),
-            bias=self._bias,
-            residual=residual,
-            activation=activation,
-        )
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Do `__call__`, behind a norm that `after_norm` takes, or `add_to`; return what `shrink`
+        makes of x (T, P, R) too."""
+        about = {"norm": norm, "bias": self._bias, "residual": residual}
+        y, shrunk = self._with_shrink(x, self._weight, shrink, **about)
+        assert shrunk is not None, "nothing of A"
+        return y, shrunk
 
     def in_order(self) -> "OrderedProduct | None":
         if isinstance(self._weight, torch.Tensor):

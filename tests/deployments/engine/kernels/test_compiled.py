@@ -172,7 +172,7 @@ def test_one_row_from_its_norm_on(gpu: Gpu, kind: str, rank: int) -> None:
         for outputs, inputs in with_each_tile(kind, 1):
             if inputs <= triton_lora.MAX_NORM_COLUMNS:
                 stacks = [on(10, rank, inputs)] * 2 if rank else []
-                norm = quantised_product.RowNorm(on(inputs), 1e-6)
+                norm = on(inputs), 1e-6
                 shrink = Shrink(stacks, integers(1), integers(2)) if stacks else None
                 for activation in (None, "silu") if not rank else (None,):
                     weight = weight_of(kind, outputs, inputs)

@@ -155,11 +155,10 @@ def test_the_norm_of_one_row_and_its_product(
     for stack in stacks:
         stack[0] = 0
     slots = torch.tensor([slot or 0], device=DEVICE)
-    norm = quantised_product.RowNorm(gains, 1e-3)
     shrink = Shrink(stacks, slots, torch.zeros(2, dtype=torch.int32, device=DEVICE))
     own = weight if kind == "plain" else interleaved(weight)
     found, shrunk = quantised_product.product_with_shrink(
-        x, own, shrink if stacks else None, norm=norm, bias=bias, activation=activation
+        x, own, shrink if stacks else None, norm=(gains, 1e-3), bias=bias, activation=activation
     )
     normed = F.rms_norm(x.double(), (320,), gains.double(), 1e-3)
     y = wanted(weight, normed) + bias.double()
