@@ -6,8 +6,8 @@
 Each step is one of the other benchmarks in a process of its own, with its own GPUs, an equal share
 of the cores, and a private network (needs root, `unshare` and `taskset`). Steps begin in
 their order as GPUs become free; those that need more GPUs than there are, and those for which no
-time is left, are named in `skipped`. The file is written again after each step. Steps of vLLM run
-if this interpreter or `--site` has it.
+time is left, are named in `skipped`. The file is written again after each step, with what those
+that ended have reported. Steps of vLLM run if this interpreter or `--site` has it.
 """
 
 import argparse
@@ -196,6 +196,7 @@ class _Suite:
         self._freed = asyncio.Condition()
         self._environment = environment()
         self.exit_codes: dict[str, int] = {}
+        self._reports: dict[str, Any] = {}  # of steps that ended, by name
         self.skipped: dict[str, str] = {}
         args.logs.mkdir(parents=True, exist_ok=True)
 
@@ -230,7 +231,8 @@ class _Suite:
 
     async def _run(self, step: Step, gpus: Sequence[int], left: float) -> None:
         self._say(f"{step.name} begins on {list(gpus)}")
-        began = time.monotonic()
+        began, report = time.monotonic(), self._args.logs / f"{step.name}.json"
+        report.unlink(missing_ok=True)  # an earlier run's
         try:
             code = await self._finished(step, gpus, min(left, _PATIENCE * step.seconds))
         finally:
@@ -242,6 +244,8 @@ class _Suite:
         if code:
             text = (self._args.logs / f"{step.name}.log").read_text(errors="replace")
             print(text[-1500:], file=sys.stderr, flush=True)
+        if code >= 0 and report.is_file():  # one that was killed may have written a part
+            self._reports[step.name] = json.loads(report.read_text())
         self._write()
 
     async def _finished(self, step: Step, gpus: Sequence[int], limit_s: float) -> int:
@@ -287,14 +291,13 @@ class _Suite:
         print(f"{time.monotonic() - self._began:6.0f} s  {what}", file=sys.stderr, flush=True)
 
     def _write(self) -> None:
-        """Put what the steps have written so far together."""
+        """Put what the ended steps have reported together."""
         whole: dict[str, Any] = {"what": "gpu", "device": self._device, **self._environment}
         if self.skipped:
             whole["skipped"] = self.skipped
         for step in steps():
-            part = self._args.logs / f"{step.name}.json"
-            if part.is_file():
-                whole[step.name] = json.loads(part.read_text())
+            if step.name in self._reports:
+                whole[step.name] = self._reports[step.name]
         if self._args.out is not None:
             self._args.out.parent.mkdir(parents=True, exist_ok=True)
             self._args.out.write_text(json.dumps(whole, indent=1) + "\n")

@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from adapters.storage.atomic import write_atomically
 from scripts.lora.checkpoints import CHECKPOINT, last_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -82,7 +83,7 @@ class StepRunner:
         record.unlink(missing_ok=True)
         begun.write_text(key, encoding="utf-8")
         report = self.run(step)
-        record.write_text(json.dumps({"key": key, "report": report}), encoding="utf-8")
+        write_atomically(record, json.dumps({"key": key, "report": report}).encode())
         return report
 
 

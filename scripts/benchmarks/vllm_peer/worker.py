@@ -30,7 +30,7 @@ def main(work_file: str, out_file: str) -> None:
     report: dict[str, Any] = {"vllm": vllm.__version__, "torch": torch.__version__}
     if work["profile"]:
         found = Profiled(work).gpu_time(work["sides"][work["profile"]]["requests"])
-        out.write_text(json.dumps(report | found))
+        write(out, report | found)
         return
     started = time.perf_counter()
     side = Streamed(work)
@@ -38,8 +38,15 @@ def main(work_file: str, out_file: str) -> None:
     for name, given in work["sides"].items():
         report["sides"][name] = measured(side, given, work["repeats"])
         print(name, json.dumps(report["sides"][name]), flush=True)
-        out.write_text(json.dumps(report))
+        write(out, report)
     side.close()
+
+
+def write(out: Path, report: dict[str, Any]) -> None:
+    """Replace the file in one step: a worker that is ended leaves the last whole report."""
+    fresh = out.with_suffix(".new")
+    fresh.write_text(json.dumps(report))
+    fresh.replace(out)
 
 
 def measured(side: "Streamed", given: dict[str, Any], repeats: int) -> dict[str, Any]:

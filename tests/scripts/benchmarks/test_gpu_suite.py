@@ -20,12 +20,24 @@ gpus = os.environ["CUDA_VISIBLE_DEVICES"]
 report = {"commit": "c", "gpus": gpus, "began": began, "ended": time.monotonic()}
 pathlib.Path(sys.argv[1]).write_text(json.dumps(report))
 """
+WRITES_AS_TOLD = """
+import json, pathlib, sys, time
+out = sys.argv[1]
+write = lambda: pathlib.Path(out).write_text(json.dumps({"commit": "c"}))
+exec(sys.argv[2])
+"""
 
 
-def run(monkeypatch: pytest.MonkeyPatch, folder: Path, steps: Sequence[Step], *more: str) -> int:
+def run(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    steps: Sequence[Step],
+    *more: str,
+    writes: str = WRITES,
+) -> int:
     def command(suite: gpu_suite._Suite, step: Step, gpus: Sequence[int]) -> list[str]:
         out = suite._args.logs / f"{step.name}.json"
-        return [sys.executable, "-S", "-c", WRITES, str(out), step.command]
+        return [sys.executable, "-S", "-c", writes, str(out), step.command]
 
     monkeypatch.setattr(gpu_suite, "steps", lambda: list(steps))
     monkeypatch.setattr(gpu_suite._Suite, "_command", command)
@@ -53,6 +65,25 @@ def test_a_step_that_takes_too_long_is_ended(
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (last["done"], last["failed"]) == (2, {"hangs": -9})
     assert "next" in json.loads((tmp_path / "all.json").read_text())
+
+
+def test_a_report_is_read_when_its_step_has_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not one half written, when another step ends or it was ended itself; nor an older run's."""
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "fails.json").write_text('{"commit": "older"}')
+    steps = [
+        Step("writes", "pathlib.Path(out).write_text('{'); time.sleep(0.6); write()", 5),
+        Step("ends", "time.sleep(0.3); write()", 5),
+        Step("fails", "sys.exit(3)", 5),
+        Step("hangs", "pathlib.Path(out).write_text('{'); time.sleep(600)", 0.5),
+    ]
+    assert run(monkeypatch, tmp_path, steps, "--limit_s", "60", writes=WRITES_AS_TOLD) == 1
+    report = json.loads((tmp_path / "all.json").read_text())
+    assert report["writes"] == report["ends"] == {"commit": "c"}
+    assert not {"fails", "hangs"} & set(report)
 
 
 def test_every_step_is_a_benchmark_with_its_options() -> None:
