@@ -18,7 +18,7 @@ from ray.exceptions import ActorDiedError
 
 from adapters.storage.last_good import last_good_folder
 from deployments.engine.request import FinishReason, Timings, TokenEvent
-from deployments.ingress import deployment
+from deployments.ingress import deployment, references_source
 from deployments.ingress.deployment import RouterReplica
 from deployments.ingress.references_source import ReferencesSource
 from deployments.settings import Settings
@@ -302,6 +302,7 @@ async def test_readiness_tells_of_the_shelf(
 ) -> None:
     """In every mode, also while the model does not answer."""
     path = tmp_path / "shelf.db"
+    monkeypatch.setattr(references_source, "LOOK_S", 20.0)
     monkeypatch.setattr(replica, "references", ReferencesSource(path))
     monkeypatch.setattr(deployment, "replica_id", lambda: "router-1")
 
