@@ -1,9 +1,11 @@
 """Every architecture through the kernels that multiply by bfloat16 weights, in float32, where each
 token can be compared: on a GPU, or in Triton's interpreter.
 
-Elsewhere these kernels see bfloat16 alone, and float32 weights go through torch's products.
+Elsewhere these kernels see bfloat16 alone, and float32 weights go through torch's products. In the
+interpreter the kernels are also watched: none reads too early what another one writes.
 """
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,10 @@ from tests.tiny_models import make_adapter
 pytestmark = pytest.mark.skipif(
     not are_fused(DEVICE), reason="needs a GPU with Triton, or TRITON_INTERPRET=1 and Triton"
 )
+if INTERPRETED:
+    from tests.deployments.engine.kernels.overlaps import watched_overlaps as watched
+else:
+    watched = contextlib.nullcontext
 long_if_interpreted = pytest.mark.long if INTERPRETED else lambda test: test
 RANKS = {"few": (4, 8), "grouped": (24, 7)}  # with the norm; rows by adapter
 
@@ -59,4 +65,9 @@ def test_products_with_adapters_are_pefts(
     case = Case(name, base, adapters, decoder, Oracle(base, adapters))
     for lengths in ((40, 27, 9, 18), (20,)):
         requests = requests_of(case, lengths, 3)
-        assert_same(case, requests, run_rows(decoder, requests, prefill_tokens=200).answers)
+        with watched() as watch:
+            run = run_rows(decoder, requests, prefill_tokens=200)
+        assert_same(case, requests, run.answers)
+        if watch is not None:
+            assert not watch.problems
+            assert watch.num_early, "nothing was read before a kernel waits"
