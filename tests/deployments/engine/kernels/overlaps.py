@@ -7,7 +7,8 @@ and the addresses that each reads and writes are compared.
 """
 
 import contextlib
-import sys
+import importlib
+import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,9 +19,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder
 
-from deployments.engine.kernels import backend
+from deployments.engine import kernels
 
-_KERNELS = "deployments.engine.kernels"
 # Operators of torch that launch nothing: they make memory, or another view of it.
 _LAUNCH_NOTHING = frozenset(
     "_local_scalar_dense _reshape_alias _unsafe_view alias as_strided detach empty empty_like "
@@ -114,6 +114,9 @@ def _together(addresses: list[np.ndarray]) -> np.ndarray:
 def watched_overlaps() -> Iterator[Overlaps]:
     """Watch what is launched inside, as it would be on a GPU where kernels overlap."""
     watch = Overlaps()
+    # All of them now: one that were imported inside would keep what is patched.
+    names = [each.name for each in pkgutil.iter_modules(kernels.__path__, f"{kernels.__name__}.")]
+    modules = [importlib.import_module(name) for name in names]
     run, call = InterpretedFunction.run, InterpretedFunction.__call__
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
     add, begin = InterpreterBuilder.create_atomic_rmw, InterpreterBuilder.set_grid_idx
@@ -159,8 +162,8 @@ def watched_overlaps() -> Iterator[Overlaps]:
         return begin(self, *place)
 
     with pytest.MonkeyPatch.context() as patch, watch:
-        for name, module in [*sys.modules.items()]:
-            if name.startswith(_KERNELS) and getattr(module, "overlaps", None) is backend.overlaps:
+        for module in modules:
+            if hasattr(module, "overlaps"):
                 patch.setattr(module, "overlaps", lambda device: True)
         patch.setattr(InterpretedFunction, "run", watched_run)
         patch.setattr(InterpretedFunction, "__call__", watched_call)
