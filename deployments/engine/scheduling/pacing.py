@@ -33,22 +33,28 @@ class Pacing:
         self._latest: deque[_Step] = deque(maxlen=steps_ahead + 1)
         self._quiet_s: deque[float] = deque(maxlen=_MEASURED)  # of steps that read nothing
         self._owed_s = 0.0
+        self._unmeasured = (
+            0  # steps until a piece is read though no step was seen that reads nothing
+        )
         self._began: float | None = None
 
     @property
     def may_read(self) -> bool:
         """Return whether the step that begins now may read a piece."""
-        return self._owed_s <= 0.0
+        return self._owed_s <= 0.0 and (bool(self._quiet_s) or self._unmeasured == 0)
 
     def begin(self, now: float) -> None:
         """Begin a step, and count what the steps before it took. now: seconds, of one clock."""
         if self._began is not None and self._latest and self._latest[-1].decodes:
             self._count(now - self._began)
         self._began = now
+        self._unmeasured = max(0, self._unmeasured - 1)
 
     def end(self, *, decodes: bool, reads: bool, reads_long: bool) -> None:
         """Note what the step does: decodes rows, reads prompts, reads a piece of a long one."""
         self._latest.append(_Step(decodes, reads, reads_long))
+        if reads_long:
+            self._unmeasured = _MEASURED
 
     def _count(self, seconds: float) -> None:
         if all(step.decodes and not step.reads for step in self._latest):

@@ -155,7 +155,7 @@ class Scheduler:
                 self._pieces_left = int(self._pacing.may_read)
         unread = [sequence for sequence in self._running.values() if not sequence.is_prefilled]
         long = [sequence for sequence in unread if self._is_long(sequence)]
-        kept = budget // 2 if long and self._pieces_left != 0 else 0
+        kept = self._kept(long, budget)
         for sequence in unread:
             if sequence not in long:
                 budget -= self._read(sequence, budget - kept, chunks)
@@ -212,13 +212,25 @@ class Scheduler:
         return False
 
     def _is_long(self, sequence: SequenceState) -> bool:
+        """Return whether the prompt leaves a part of each step to others."""
         num_unread = len(sequence.request.prompt_ids) - sequence.num_prefilled
-        return self._can_split and num_unread > _LONG * self._prefill_tokens
+        is_long = self._can_split and num_unread > _LONG * self._prefill_tokens
+        return is_long or self._is_paced(sequence)
 
     def _is_paced(self, sequence: SequenceState) -> bool:
         """Return whether the prompt is so long that its pieces are spread while others decode."""
+        if self._pacing is None or not self._can_split:
+            return False
         num_held = 0 if sequence.prefix is None else sequence.prefix.num_tokens
-        return self._can_split and len(sequence.request.prompt_ids) - num_held > LONG_PROMPT
+        return len(sequence.request.prompt_ids) - num_held > LONG_PROMPT
+
+    def _kept(self, long: list[SequenceState], budget: int) -> int:
+        """Return how much of a step's budget is kept for the prompts that leave a part of it."""
+        if not long:
+            return 0
+        if self._pieces_left is not None and all(self._is_paced(each) for each in long):
+            return min(budget // 2, self._pieces_left * PIECE)
+        return budget // 2
 
     def _admit(
         self, budget: int, chunks: list[tuple[SequenceState, PrefillChunk]]

@@ -1,6 +1,7 @@
 """Very long prompts are read in pieces that others hardly feel, on a clock that counts what each
 step costs."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
@@ -113,7 +114,42 @@ def test_nobody_waits_for_a_prompt_alone() -> None:
     for _ in range(2):
         running.books.add(request(8192, 5), 0.0)
     running.read_until(8192)
-    assert [tokens for _, _, tokens in running.chunks] == [4096, 4096]
+    read: Counter[float] = Counter()
+    for end, _, tokens in running.chunks:
+        read[end] += tokens
+    assert set(read.values()) == {4096}, "each step reads as much as it can"
+
+
+def test_long_prompts_that_are_there_from_the_first_step_on_are_spread_too() -> None:
+    """One behind the other, so that no step would read nothing."""
+    running = device(1.3, rows=3)
+    running.books.add(request(100, 4000), 0.0)
+    for _ in range(6):
+        running.books.add(request(8192, 1, "b"), 0.0)
+    for _ in range(6):
+        running.read_until(8192)
+        running.chunks.clear()
+    assert slowed(running, 1, running.ends[-1]) < 1.4
+
+
+@pytest.mark.parametrize(("prefill_tokens", "length"), [(1024, 6000), (4096, 16_000)])
+def test_short_prompts_do_not_wait_for_its_end_though_nothing_decodes(
+    prefill_tokens: int, length: int
+) -> None:
+    """Those that decoded ended together, and as many questions come at once."""
+    running = device(1.3, rows=9, prefill_tokens=prefill_tokens)
+    for _ in range(8):
+        running.books.add(request(64, 40), 0.0)
+    for _ in range(20):
+        running.step()
+    running.books.add(request(length, 1, "b"), 0.0)
+    while running.books.num_running > 1 or running.books.num_waiting:
+        running.step()
+    short = [running.books.add(request(64, 40), 0.0) for _ in range(8)]
+    running.step()
+    assert all(each.is_prefilled for each in short)
+    assert not running.books.num_waiting
+    running.read_until(length)
 
 
 def test_shorter_prompts_are_not_spread_and_do_not_wait() -> None:
