@@ -33,9 +33,7 @@ class Pacing:
         self._latest: deque[_Step] = deque(maxlen=steps_ahead + 1)
         self._quiet_s: deque[float] = deque(maxlen=_MEASURED)  # of steps that read nothing
         self._owed_s = 0.0
-        self._unmeasured = (
-            0  # steps until a piece is read though no step was seen that reads nothing
-        )
+        self._unmeasured = 0  # steps to wait for one that reads nothing, where none was seen
         self._began: float | None = None
 
     @property
@@ -45,7 +43,7 @@ class Pacing:
 
     def begin(self, now: float) -> None:
         """Begin a step, and count what the steps before it took. now: seconds, of one clock."""
-        if self._began is not None and self._latest and self._latest[-1].decodes:
+        if self._began is not None and self._latest:
             self._count(now - self._began)
         self._began = now
         self._unmeasured = max(0, self._unmeasured - 1)
@@ -62,7 +60,10 @@ class Pacing:
         if not self._quiet_s:
             return
         quiet_s = sorted(self._quiet_s)[len(self._quiet_s) // 2]
-        if any(step.reads_long for step in self._latest):
+        reads_long = any(step.reads_long for step in self._latest)
+        if not self._latest[-1].decodes:  # nobody waited for a next token
+            self._owed_s -= 0.0 if reads_long else (self._slowdown - 1.0) * seconds
+        elif reads_long:
             self._owed_s += seconds - self._slowdown * quiet_s
         else:
             self._owed_s -= (self._slowdown - 1.0) * quiet_s

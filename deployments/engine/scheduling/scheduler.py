@@ -82,7 +82,7 @@ class Scheduler:
         self._counters = TokenCounters()
         # In the step that is being scheduled:
         self._others_decode = False
-        self._pieces_left: int | None = None  # of very long prompts; None: any number
+        self._pieces_left = 0  # of very long prompts, that this step reads beside others
 
     @property
     def num_waiting(self) -> int:
@@ -148,11 +148,9 @@ class Scheduler:
         chunks: list[tuple[SequenceState, PrefillChunk]] = []
         budget = self._prefill_tokens
         self._others_decode = bool(decode)
-        self._pieces_left = None
         if self._pacing is not None:
             self._pacing.begin(now)
-            if decode:
-                self._pieces_left = int(self._pacing.may_read)
+            self._pieces_left = int(self._pacing.may_read)
         unread = [sequence for sequence in self._running.values() if not sequence.is_prefilled]
         long = [sequence for sequence in unread if self._is_long(sequence)]
         kept = self._kept(long, budget)
@@ -218,7 +216,7 @@ class Scheduler:
         return is_long or self._is_paced(sequence)
 
     def _is_paced(self, sequence: SequenceState) -> bool:
-        """Return whether the prompt is so long that its pieces are spread while others decode."""
+        """Return whether the prompt is so long that its pieces are spread beside others."""
         if self._pacing is None or not self._can_split:
             return False
         num_held = 0 if sequence.prefix is None else sequence.prefix.num_tokens
@@ -226,10 +224,8 @@ class Scheduler:
 
     def _kept(self, long: list[SequenceState], budget: int) -> int:
         """Return how much of a step's budget is kept for the prompts that leave a part of it."""
-        if not long:
-            return 0
-        if self._pieces_left is not None and all(self._is_paced(each) for each in long):
-            return min(budget // 2, self._pieces_left * PIECE)
+        if all(self._is_paced(each) for each in long):
+            return min(budget // 2, self._pieces_left * PIECE) if long else 0
         return budget // 2
 
     def _admit(
@@ -324,7 +320,8 @@ class Scheduler:
     ) -> int:
         """Schedule the next prompt tokens of `sequence`; returns what they take of the budget: one
         each, or more where others would wait for their attention."""
-        if self._pieces_left is not None and self._is_paced(sequence):
+        is_alone = not self._others_decode and all(self._is_paced(each) for each, _ in chunks)
+        if not is_alone and self._is_paced(sequence):
             if self._pieces_left == 0:
                 return 0
             budget = min(budget, PIECE)

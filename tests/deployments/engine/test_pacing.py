@@ -146,9 +146,11 @@ def test_short_prompts_do_not_wait_for_its_end_though_nothing_decodes(
     while running.books.num_running > 1 or running.books.num_waiting:
         running.step()
     short = [running.books.add(request(64, 40), 0.0) for _ in range(8)]
+    running.chunks.clear()
     running.step()
     assert all(each.is_prefilled for each in short)
     assert not running.books.num_waiting
+    assert sum(tokens for _, _, tokens in running.chunks) == 8 * 64, "the piece before is owed"
     running.read_until(length)
 
 
@@ -166,6 +168,21 @@ def test_shorter_prompts_are_not_spread_and_do_not_wait() -> None:
     running.step()
     assert (0, 4096) in [(start, tokens) for _, start, tokens in running.chunks]
     running.read_until(12_000)
+
+
+def test_questions_of_one_token_do_not_hold_it_up_for_ever() -> None:
+    """Nothing decodes any more that would make up for the piece before."""
+    running = device(1.3)
+    running.books.add(request(100, 40), 0.0)
+    for _ in range(30):
+        running.step()
+    running.books.add(request(8192, 1, "b"), 0.0)
+    for _ in range(2000):
+        running.books.add(request(64, 1), 0.0)
+        running.step()
+        if any(start + tokens == 8192 for _, start, tokens in running.chunks):
+            return
+    raise AssertionError("the long prompt was not read")
 
 
 def test_a_pause_that_had_another_cause_is_forgotten() -> None:
