@@ -95,15 +95,18 @@ def note(event, arguments):
 def source(path):
     stem, cached, _ = path.partition(".pyc")
     return importlib.util.source_from_cache(stem + cached) if cached else path
+# Ray and requests import these where they are there: the long suite's clients bring them.
+sys.modules.update(dict.fromkeys(("pandas", "chardet")))
 sys.addaudithook(note)
 {statement}
-print(len(sys.modules), len(set(map(source, opened))))
+modules = [name for name, module in sys.modules.items() if module is not None]
+print(len(modules), len({{source(path) for path in opened if ".dist-info" not in path}}))
 """
 
 
 def modules_and_files(statement: str) -> tuple[int, int]:
     """Return how many modules a fresh interpreter holds after `statement`, and how many different
-    files it has opened."""
+    files it has opened, but for what installed packages say of themselves."""
     done = subprocess.run(
         [sys.executable, "-c", _REPORT.format(statement=statement)],
         check=True,
