@@ -47,6 +47,12 @@ class Device:
             if each.num_scheduled == each.request.sampling.max_tokens:
                 self.books.finish(each)
 
+    def decode(self, tokens: int) -> None:
+        """Begin an answer of so many tokens, and take thirty steps."""
+        self.books.add(request(100, tokens), 0.0)
+        for _ in range(30):
+            self.step()
+
     def read_until(self, end: int, steps: int = 5000) -> None:
         """Step until a prompt was read up to this position."""
         for _ in range(steps):
@@ -77,9 +83,7 @@ def slowed(running: Device, since: int, until: float) -> float:
 @pytest.mark.parametrize("slowdown", [1.1, 1.3, 2.0])
 def test_others_slow_down_as_far_as_it_was_asked(slowdown: float, ahead: int) -> None:
     running = device(slowdown, ahead)
-    running.books.add(request(100, 4000), 0.0)
-    for _ in range(30):
-        running.step()
+    running.decode(4000)
     since = len(running.decoded)
     for _ in range(3):  # one behind the other
         running.books.add(request(8192, 1, "b"), 0.0)
@@ -99,9 +103,7 @@ def test_others_slow_down_as_far_as_it_was_asked(slowdown: float, ahead: int) ->
 
 def test_without_a_bound_a_prompt_is_read_at_once() -> None:
     running = device(None)
-    running.books.add(request(100, 400), 0.0)
-    for _ in range(30):
-        running.step()
+    running.decode(400)
     since = len(running.decoded)
     running.books.add(request(8192, 1, "b"), 0.0)
     running.read_until(8192)
@@ -156,9 +158,7 @@ def test_short_prompts_do_not_wait_for_its_end_though_nothing_decodes(
 
 def test_shorter_prompts_are_not_spread_and_do_not_wait() -> None:
     running = device(1.3)
-    running.books.add(request(100, 4000), 0.0)
-    for _ in range(30):
-        running.step()
+    running.decode(4000)
     running.books.add(request(12_000, 1, "b"), 0.0)
     for _ in range(3):
         running.step()
@@ -173,9 +173,7 @@ def test_shorter_prompts_are_not_spread_and_do_not_wait() -> None:
 def test_questions_of_one_token_do_not_hold_it_up_for_ever() -> None:
     """Nothing decodes any more that would make up for the piece before."""
     running = device(1.3)
-    running.books.add(request(100, 40), 0.0)
-    for _ in range(30):
-        running.step()
+    running.decode(40)
     running.books.add(request(8192, 1, "b"), 0.0)
     for _ in range(2000):
         running.books.add(request(64, 1), 0.0)
