@@ -4,7 +4,7 @@ from collections import deque
 from dataclasses import dataclass
 
 LONG_PROMPT = 4096  # tokens to be read; fewer are not spread
-PIECE = 1024  # tokens that one step reads of a long prompt at most, while others decode
+PIECE = 1024  # tokens that one step reads of a long prompt at most, beside others
 _MEASURED = 15  # steps that read nothing, whose median counts
 _MOST_OWED = 256  # such steps: more of a pause had another cause than a piece
 
@@ -17,8 +17,8 @@ class _Step:
 
 
 class Pacing:
-    """Say when a step may read a piece of a long prompt: once the steps that read nothing have made
-    up for the time that the pieces before it took.
+    """Say when a step may read a piece of a long prompt: once the steps without one have made up
+    for the time that the pieces before it took.
 
     What a step takes is the time from one call of `begin` to the next.
 
@@ -61,10 +61,11 @@ class Pacing:
             return
         quiet_s = sorted(self._quiet_s)[len(self._quiet_s) // 2]
         reads_long = any(step.reads_long for step in self._latest)
-        if not self._latest[-1].decodes:  # nobody waited for a next token
-            self._owed_s -= 0.0 if reads_long else (self._slowdown - 1.0) * seconds
-        elif reads_long:
+        decodes = self._latest[-1].decodes
+        if decodes and reads_long:
             self._owed_s += seconds - self._slowdown * quiet_s
-        else:
+        elif decodes:
             self._owed_s -= (self._slowdown - 1.0) * quiet_s
+        elif not reads_long:  # nobody waited for a next token
+            self._owed_s -= (self._slowdown - 1.0) * seconds
         self._owed_s = min(max(self._owed_s, 0.0), _MOST_OWED * quiet_s)

@@ -50,8 +50,7 @@ class Scheduler:
             each of them.
         prefixes: what rows hold of prompts read before; None: every prompt is read whole. It needs
             `can_split_prompts`.
-        pacing: when a piece of a very long prompt may be read while others decode; None: in each
-            step.
+        pacing: when a piece of a very long prompt may be read beside others; None: in each step.
     """
 
     def __init__(
@@ -224,9 +223,10 @@ class Scheduler:
 
     def _kept(self, long: list[SequenceState], budget: int) -> int:
         """Return how much of a step's budget is kept for the prompts that leave a part of it."""
-        if all(self._is_paced(each) for each in long):
-            return min(budget // 2, self._pieces_left * PIECE) if long else 0
-        return budget // 2
+        if not long:
+            return 0
+        are_paced = all(self._is_paced(each) for each in long)
+        return min(budget // 2, self._pieces_left * PIECE) if are_paced else budget // 2
 
     def _admit(
         self, budget: int, chunks: list[tuple[SequenceState, PrefillChunk]]
@@ -321,7 +321,7 @@ class Scheduler:
         """Schedule the next prompt tokens of `sequence`; returns what they take of the budget: one
         each, or more where others would wait for their attention."""
         is_alone = not self._others_decode and all(self._is_paced(each) for each, _ in chunks)
-        if not is_alone and self._is_paced(sequence):
+        if self._is_paced(sequence) and not is_alone:
             if self._pieces_left == 0:
                 return 0
             budget = min(budget, PIECE)

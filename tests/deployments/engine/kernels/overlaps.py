@@ -28,6 +28,14 @@ _LAUNCH_NOTHING = frozenset(
     "split_with_sizes squeeze t transpose unbind unsqueeze view".split()
 )
 
+# The builder's methods that read or write memory: where pointers and mask are among the arguments,
+# and whether it writes.
+_ACCESSES = (
+    ("create_masked_load", 0, 1, False),
+    ("create_masked_store", 0, 2, True),
+    ("create_atomic_rmw", 1, 3, True),
+)
+
 
 @dataclass
 class _Launch:
@@ -118,8 +126,7 @@ def watched_overlaps() -> Iterator[Overlaps]:
     names = [each.name for each in pkgutil.iter_modules(kernels.__path__, f"{kernels.__name__}.")]
     modules = [importlib.import_module(name) for name in names]
     run, call = InterpretedFunction.run, InterpretedFunction.__call__
-    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
-    add, begin = InterpreterBuilder.create_atomic_rmw, InterpreterBuilder.set_grid_idx
+    begin = InterpreterBuilder.set_grid_idx
 
     def watched_run(self: Any, *args: Any, **options: Any) -> Any:
         launch = watch.own = _Launch(self.fn.__name__, waits="OVERLAPS" in options)
@@ -139,22 +146,16 @@ def watched_overlaps() -> Iterator[Overlaps]:
             return None
         return call(self, *args, **options)
 
-    def watched_load(self: Any, pointers: Any, mask: Any, *more: Any, **options: Any) -> Any:
-        if watch.own is not None:
-            watch.own.note(pointers, mask, is_write=False)
-        return load(self, pointers, mask, *more, **options)
+    def noting(name: str, pointers_at: int, mask_at: int, is_write: bool) -> Any:
+        """Return the builder's method of this name, which notes what these arguments say."""
+        method = getattr(InterpreterBuilder, name)
 
-    def watched_store(self: Any, pointers: Any, value: Any, mask: Any, *more: Any) -> Any:
-        if watch.own is not None:
-            watch.own.note(pointers, mask, is_write=True)
-        return store(self, pointers, value, mask, *more)
+        def noted(self: Any, *args: Any, **options: Any) -> Any:
+            if watch.own is not None:
+                watch.own.note(args[pointers_at], args[mask_at], is_write=is_write)
+            return method(self, *args, **options)
 
-    def watched_add(
-        self: Any, operator: Any, pointers: Any, value: Any, mask: Any, *more: Any
-    ) -> Any:
-        if watch.own is not None:
-            watch.own.note(pointers, mask, is_write=True)
-        return add(self, operator, pointers, value, mask, *more)
+        return noted
 
     def watched_begin(self: Any, *place: int) -> Any:
         if watch.own is not None:
@@ -167,8 +168,7 @@ def watched_overlaps() -> Iterator[Overlaps]:
                 patch.setattr(module, "overlaps", lambda device: True)
         patch.setattr(InterpretedFunction, "run", watched_run)
         patch.setattr(InterpretedFunction, "__call__", watched_call)
-        patch.setattr(InterpreterBuilder, "create_masked_load", watched_load)
-        patch.setattr(InterpreterBuilder, "create_masked_store", watched_store)
-        patch.setattr(InterpreterBuilder, "create_atomic_rmw", watched_add)
+        for name, pointers_at, mask_at, is_write in _ACCESSES:
+            patch.setattr(InterpreterBuilder, name, noting(name, pointers_at, mask_at, is_write))
         patch.setattr(InterpreterBuilder, "set_grid_idx", watched_begin)
         yield watch
