@@ -38,6 +38,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deployments.engine.errors import OutputTooLong
 from scripts.arguments import positive
 from scripts.benchmarks.command import WEIGHTS, add_model_arguments, conditions, publish
 from scripts.benchmarks.over_http.open_loop import (
@@ -92,16 +93,31 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
         return 2
     before = os.getloadavg()
     found: dict[str, list[dict[str, Any]]] = {"runs": [], "rates": [], "limits": []}
+    try:
+        _measure_each(args, asked, found)
+    except OutputTooLong as refused:
+        print(f"{args.model}: {refused}", file=sys.stderr)
+        return 2
+    measured = conditions(args, before) | {name: lines for name, lines in found.items() if lines}
+    shown = [(name, line) for name, lines in found.items() for line in lines]
+    publish("load", arguments, measured, out=args.out, lines=shown)
+    return 0
+
+
+def _measure_each(
+    args: argparse.Namespace, asked: Sequence[int], found: dict[str, list[dict[str, Any]]]
+) -> None:
+    """Add the runs of each number of rows to `found`.
+
+    Raises:
+        OutputTooLong: the model's context is shorter than a prompt and its answer.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         for rows in args.concurrency:
             with _Load(args, rows, Path(scratch) / str(rows)) as load:
                 for who in itertools.product(asked, args.popularity):
                     if who[0] > 1 or who[1] == args.popularity[0]:  # one adapter: all are alike
                         load.measure(*who, found)
-    measured = conditions(args, before) | {name: lines for name, lines in found.items() if lines}
-    shown = [(name, line) for name, lines in found.items() for line in lines]
-    publish("load", arguments, measured, out=args.out, lines=shown)
-    return 0
 
 
 class _Load:
@@ -233,6 +249,13 @@ def _decoder(args: argparse.Namespace, rows: int, scratch: Path) -> Any:
         rows + bool(args.long_prompt_tokens), num_positions, max_adapters=args.adapters
     )
     decoder = fast_decoder(base, limits, args.weights)
+    lengths = [(args.prompt_tokens[1], args.output_tokens[1])]
+    if args.long_prompt_tokens:
+        lengths.append((args.long_prompt_tokens, 1))
+    for prompt, answer in lengths:
+        room = decoder.info.room_after(prompt)
+        if room is not None and answer > room:
+            raise OutputTooLong(prompt, answer, prompt + room)
     make_resident(decoder, list(folders.values()), args.adapters)
     return decoder
 

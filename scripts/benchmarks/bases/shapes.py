@@ -1,6 +1,6 @@
 """Shapes of well-known base models, for models of that size with random weights.
 
-Each is the model's config.json, with a context of 8,192 and special tokens of our own.
+Each is the model's config.json, with a context of 16,384 and special tokens of our own.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ def _causal(
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "vocab_size": vocabulary,
-        "max_position_embeddings": 8192,
+        "max_position_embeddings": 16384,
         "tie_word_embeddings": False,
         **_END,
         **more,

@@ -188,7 +188,9 @@ def test_load_of_several_adapters_and_rates(
     assert "--asked 4: at most --adapters, 3" in capsys.readouterr().err
 
 
-def test_load_beside_a_long_prompt(tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_load_beside_a_long_prompt(
+    tiny_llama_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "load.json"
     argv = ["load", "--model", str(tiny_llama_dir), "--dtype", "float32", "--out", str(out)]
     argv += "--requests 6 --concurrency 2 --prompt_tokens 4 9 --output_tokens 20 30".split()
@@ -201,6 +203,9 @@ def test_load_beside_a_long_prompt(tiny_llama_dir: Path, tmp_path: Path) -> None
     assert beside["long_first_token_s"] > 0
     ratio = beside["time_per_token_ms"]["median"] / run["time_per_token_ms"]["median"]
     assert beside["time_per_token_ratio"] == pytest.approx(ratio, abs=0.01)
+    longest = load_model(tiny_llama_dir).config.max_position_embeddings
+    assert benchmark.main([*argv, "--long_prompt_tokens", str(longest)]) == 2
+    assert f"context length is {longest} tokens" in capsys.readouterr().err
 
 
 def test_the_ideal_schedule_is_first_come_first_served() -> None:
