@@ -3,7 +3,8 @@
 A step on a CPU reads all weights once, which large pages speed up. `torch.tensor(...,
 device="cuda")` and `.to("cuda")` from ordinary memory wait until every kernel launched before them
 has ended: the host then hands out a step's tokens late, and the device idles while the next step is
-launched. Pinned memory is copied without waiting.
+launched. So does `tensor[at] = number`, which makes a tensor of the number in the host's memory.
+Pinned memory is copied without waiting.
 """
 
 import contextlib
@@ -53,6 +54,11 @@ def numbers_on(
 ) -> torch.Tensor:
     """Return numbers as a tensor on a device, in torch's default dtype for them."""
     return on_device(torch.tensor(numbers), device)
+
+
+def set_at(tensor: torch.Tensor, at: tuple[torch.Tensor, ...], number: float) -> None:
+    """Do `tensor[at] = number`, without waiting for the device."""
+    tensor.index_put_(at, tensor.new_full((), number))
 
 
 def on_its_way(tensor: torch.Tensor) -> torch.Tensor:

@@ -304,7 +304,7 @@ class ModelRunner(AdapterLoader):
             self._masks.begin(chunk.row, chunk.request.sampling.grammar)
             state.num_prompt_tokens = len(prompt)
             if self._start_id is not None:
-                self._tokens[chunk.row] = self._start_id
+                self._tokens[chunk.row].fill_(self._start_id)
         if self._start_id is None:
             state.length = chunk.stop
 

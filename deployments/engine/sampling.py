@@ -13,7 +13,7 @@ import torch
 
 from deployments.engine.draw import draw, uniform
 from deployments.engine.errors import EngineError
-from deployments.engine.host_memory import numbers_on, on_device, on_its_way
+from deployments.engine.host_memory import numbers_on, on_device, on_its_way, set_at
 from deployments.engine.request import ForcedTokens, SamplingParams, TokenScore
 from deployments.engine.scores.scorer import Scored
 
@@ -153,7 +153,7 @@ class Sampler:
         blocked = [i for i, row in enumerate(rows) if self.blocks_eos(row)]
         if blocked:
             at = numbers_on(self._device, blocked)[:, None]
-            logits[at, numbers_on(self._device, self._eos_ids)] = -torch.inf
+            set_at(logits, (at, numbers_on(self._device, self._eos_ids)), -torch.inf)
 
     def _count(self, states: Sequence[_Row], rows: Sequence[int], tokens: torch.Tensor) -> None:
         penalised = []
@@ -166,7 +166,7 @@ class Sampler:
         if penalised and self._seen is not None:
             index = numbers_on(self._device, penalised)
             at = numbers_on(self._device, [rows[i] for i in penalised])
-            self._seen[at, tokens[index]] = True
+            set_at(self._seen, (at, tokens[index]), True)
 
 
 def _largest(logits: torch.Tensor) -> torch.Tensor:

@@ -182,7 +182,7 @@ def prefill_inputs(
         piece[0] = torch.tensor(chunk.token_ids)
         piece[1] = torch.arange(chunk.start, chunk.stop)
         piece[2] = piece[1] + kept
-        piece[3] = slot
+        piece[3].fill_(slot)
         pieces.append(piece)
         segments.append(
             Segment(first, count, 0, first, count)

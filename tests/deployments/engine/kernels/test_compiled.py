@@ -49,7 +49,8 @@ pytestmark = [
     pytest.mark.slow,
 ]
 MOST_SPILLED = 144  # 136 were seen: a prompt with heads of 256 dimensions on an A100
-FEW_SPILLED = 8  # nf4, 32 rows, A100 and L4; int8 with adapters, 64 rows, L4
+# 8 were seen: nf4, 32 rows, A100 and L4; 16: int8 with adapters, 64 rows, an A100 and Triton 3.6
+FEW_SPILLED = 16
 ONE_WARP_SPILLS = 384  # of 64 keys of 128 dimensions, as timed (docs/engine.md: what was tried)
 GPUS = [
     pytest.param(gpu, id=gpu.name, marks=[] if gpu is H200 else [pytest.mark.long])
