@@ -64,7 +64,7 @@ class Step:
 def _sides_of_8b(name: str) -> list[Step]:
     shape = f"--model {name.replace('_', '-')}-shape {_WIDE}"
     return [
-        Step(f"{name}_engine", f"engine {shape} {_ENGINE} {_LONG}", 100),
+        Step(f"{name}_engine", f"engine {shape} {_ENGINE} {_LONG}", 180),  # kernels compiled too
         Step(f"{name}_load", f"load {shape} {_LOAD} --prompt_tokens 409 614", 75),
         Step(f"vllm_{name}", f"vllm {shape} {_GPU} {_LONG} --parts engine", 250),
         Step(
