@@ -23,7 +23,7 @@ class Pacing:
     """Say when a step may read a piece of a long prompt: once the steps without one have made up
     for the time that the pieces before it took.
 
-    What a step takes is the time from one call of `begin` to the next.
+    What a step takes is the time from one call of `begin` to the next, or to `pause` before it.
 
     Args:
         slowdown: the time per token of other answers may grow to so many times what it is without.
@@ -37,25 +37,39 @@ class Pacing:
         self._quiet_s: deque[float] = deque(maxlen=_MEASURED)  # of steps that read nothing
         self._owed_s = 0.0
         self._unmeasured = 0  # steps to wait for one that reads nothing, where none was seen
+        self._unseen = 0  # steps until the time of the last piece was seen
         self._began: float | None = None
 
     @property
     def may_read(self) -> bool:
         """Return whether the step that begins now may read a piece."""
-        return self._owed_s <= 0.0 and (bool(self._quiet_s) or self._unmeasured == 0)
+        is_known = bool(self._quiet_s) or self._unmeasured == 0
+        return is_known and self._unseen == 0 and self._owed_s <= 0.0
 
     def begin(self, now: float) -> None:
         """Begin a step, and count what the steps before it took. now: seconds, of one clock."""
-        if self._began is not None and self._latest:
-            self._count(now - self._began)
+        self.pause(now)
         self._began = now
         self._unmeasured = max(0, self._unmeasured - 1)
+        self._unseen = max(0, self._unseen - 1)
+
+    def pause(self, now: float, *, is_idle: bool = False) -> None:
+        """Note that what comes until the next `begin` is no step's time: an adapter is loaded, say.
+
+        is_idle: nobody asks anything, so nobody is left to make up for.
+        """
+        if self._began is not None and self._latest:
+            self._count(now - self._began)
+        self._began = None
+        if is_idle:
+            self._owed_s = 0.0
 
     def end(self, *, decodes: bool, reads: bool, reads_long: bool) -> None:
         """Note what the step does: decodes rows, reads prompts, reads a piece of a long one."""
         self._latest.append(_Step(decodes, reads, reads_long))
         if reads_long:
             self._unmeasured = _MEASURED
+            self._unseen = self._latest.maxlen or 0
 
     def _count(self, seconds: float) -> None:
         if all(step.decodes and not step.reads for step in self._latest):
@@ -71,4 +85,6 @@ class Pacing:
             self._owed_s -= (self._slowdown - 1.0) * quiet_s
         elif not reads_long:  # nobody waited for a next token
             self._owed_s -= (self._slowdown - 1.0) * seconds
-        self._owed_s = min(max(self._owed_s, 0.0), _MOST_OWED * quiet_s)
+        # Nothing is saved up, but by the steps that end while a piece is launched behind them.
+        least_s = -(self._slowdown - 1.0) * quiet_s * max(0, self._unseen - 1)
+        self._owed_s = min(max(self._owed_s, least_s), _MOST_OWED * quiet_s)
