@@ -12,18 +12,20 @@ _MEASURED = 15  # steps that read nothing, whose median counts
 _MOST_OWED = 256  # such steps: more of a pause had another cause than a piece
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Step:
     decodes: bool
     reads: bool
     reads_long: bool
+    tokens: float = 1.0  # of each row that it decodes, on average
 
 
 class Pacing:
     """Say when a step may read a piece of a long prompt: once the steps without one have made up
     for the time that the pieces before it took.
 
-    What a step takes is the time from one call of `begin` to the next, or to `pause` before it.
+    What a step takes is the time from one call of `begin` to the next, or to `pause` before it. A
+    step with guessed tokens may give a row several, and the time of each counts.
 
     Args:
         slowdown: the time per token of other answers may grow to so many times what it is without.
@@ -34,7 +36,7 @@ class Pacing:
     def __init__(self, slowdown: float, steps_ahead: int) -> None:
         self._slowdown = 1.0 + _AIMED_AT * (slowdown - 1.0)
         self._latest: deque[_Step] = deque(maxlen=steps_ahead + 1)
-        self._quiet_s: deque[float] = deque(maxlen=_MEASURED)  # of steps that read nothing
+        self._quiet_s: deque[float] = deque(maxlen=_MEASURED)  # per token, where nothing is read
         self._owed_s = 0.0
         self._unmeasured = 0  # steps to wait for one that reads nothing, where none was seen
         self._unseen = 0  # steps until the time of the last piece was seen
@@ -71,18 +73,22 @@ class Pacing:
             self._unmeasured = _MEASURED
             self._unseen = self._latest.maxlen or 0
 
+    def extend(self, num_tokens: float) -> None:
+        """Count tokens that the step made beside one for each row it decodes, per such row."""
+        self._latest[-1].tokens += num_tokens
+
     def _count(self, seconds: float) -> None:
+        latest = self._latest[-1]
         if all(step.decodes and not step.reads for step in self._latest):
-            self._quiet_s.append(seconds)
+            self._quiet_s.append(seconds / latest.tokens)
         if not self._quiet_s:
             return
         quiet_s = sorted(self._quiet_s)[len(self._quiet_s) // 2]
         reads_long = any(step.reads_long for step in self._latest)
-        decodes = self._latest[-1].decodes
-        if decodes and reads_long:
-            self._owed_s += seconds - self._slowdown * quiet_s
-        elif decodes:
-            self._owed_s -= (self._slowdown - 1.0) * quiet_s
+        if latest.decodes and reads_long:
+            self._owed_s += seconds - self._slowdown * quiet_s * latest.tokens
+        elif latest.decodes:
+            self._owed_s -= (self._slowdown - 1.0) * quiet_s * latest.tokens
         elif not reads_long:  # nobody waited for a next token
             self._owed_s -= (self._slowdown - 1.0) * seconds
         # Nothing is saved up, but by the steps that end while a piece is launched behind them.

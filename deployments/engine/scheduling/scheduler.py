@@ -80,7 +80,7 @@ class Scheduler:
         self._ending: list[SequenceState] = []  # scheduled to their end; they hold no row any more
         self._counters = TokenCounters()
         # In the step that is being scheduled:
-        self._others_decode = False
+        self._num_decoding = 0
         self._pieces_left = 0  # of very long prompts, that this step reads beside others
 
     @property
@@ -146,7 +146,7 @@ class Scheduler:
         decode = [sequence for sequence in self._running.values() if sequence.is_prefilled]
         chunks: list[tuple[SequenceState, PrefillChunk]] = []
         budget = self._prefill_tokens
-        self._others_decode = bool(decode)
+        self._num_decoding = len(decode)
         if self._pacing is not None:
             self._pacing.begin(now)
             self._pieces_left = int(self._pacing.may_read)
@@ -181,6 +181,8 @@ class Scheduler:
         """Count tokens that the last step made for a sequence beside the one that was scheduled."""
         sequence.num_scheduled += num_tokens
         self._counters.charge(sequence.request.adapter, GENERATED_TOKEN * num_tokens)
+        if self._pacing is not None:
+            self._pacing.extend(num_tokens / self._num_decoding)
 
     def _release(self) -> list[int]:
         """Take the rows of the sequences whose last token is scheduled."""
@@ -342,14 +344,14 @@ class Scheduler:
     ) -> int:
         """Schedule the next prompt tokens of `sequence`; returns what they take of the budget: one
         each, or more where others would wait for their attention."""
-        is_alone = not self._others_decode and all(self._is_paced(each) for each, _ in chunks)
+        is_alone = not self._num_decoding and all(self._is_paced(each) for each, _ in chunks)
         if self._is_paced(sequence) and not is_alone:
             if self._pieces_left == 0:
                 return 0
             budget = min(budget, PIECE)
             self._pieces_left -= 1
         start, num_tokens = sequence.num_prefilled, len(sequence.request.prompt_ids)
-        cost = 1 + start // _DEPTH if self._can_split and self._others_decode else 1
+        cost = 1 + start // _DEPTH if self._can_split and self._num_decoding else 1
         stop = min(num_tokens, start + -(-budget // cost)) if self._can_split else num_tokens
         if stop <= start:
             return 0

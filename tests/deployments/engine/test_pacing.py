@@ -2,7 +2,7 @@
 step costs."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -18,6 +18,7 @@ from deployments.engine.scheduling.prefixes import PrefixCache
 from deployments.engine.scheduling.scheduler import Scheduler
 from tests.deployments.engine.test_step_engine import ScriptedStepDecoder, _Ready
 
+FIRST, PERIOD = 10, 50  # what the prompts of a timed decoder say over and over
 DECODE_S, TOKEN_S = 0.006, 0.00002  # as an 8B base on a GPU, about
 
 
@@ -303,11 +304,17 @@ class Timed(ScriptedStepDecoder):
         self.now = self.end = 0.0
         self.plans: list[SchedulerOutput] = []
         self.loop = StepLoop(
-            self, 4096, Outbox(lambda output: None), lambda: self.now, long_prompt_slowdown=1.3
+            self,
+            4096,
+            Outbox(lambda output: None),
+            lambda: self.now,
+            tries_drafts=True,
+            long_prompt_slowdown=1.3,
         )
 
     def ask(self, prompt: int, tokens: int) -> None:
-        asked = Request("r", (65,) * prompt, "a", SamplingParams(tokens))
+        ids = tuple(FIRST + i % PERIOD for i in range(prompt))
+        asked = Request("r", ids, "a", SamplingParams(tokens))
         row = EngineRow(0, asked, Outbox(lambda output: None), frozenset(), lambda: self.now)
         self.loop.step([row])
 
@@ -356,13 +363,55 @@ def test_nobody_asking_anything_is_no_step(ahead: int) -> None:
 def test_a_task_between_two_steps_is_owed_to_nobody(ahead: int) -> None:
     decoder = Timed(ahead)
     decoder.ask(1000, 900)
-    decoder.steps_until(lambda: len(decoder.plans) == 40)
+    decoder.steps_until(lambda: len(decoder.plans) == 12)
     decoder.ask(8192, 1)
     assert decoder.reads()
     decoder.loop.pause()
     decoder.now += 100.0
     decoder.loop.step([])
     assert decoder.steps_until(decoder.reads) < 20
+
+
+class Guessing(Timed):
+    """Says what its prompts say, so guesses are right."""
+
+    can_try_drafts = True
+    drafted_rows, draft_tokens = 1, 8
+
+    def __init__(self, ahead: int) -> None:
+        super().__init__(ahead)
+        self.said: list[float] = []  # when each token came
+
+    def step_drafts(self, lines: Mapping[int, Sequence[int]]) -> Mapping[int, list[int]]:
+        self.now = self.end = max(self.now, self.end) + DECODE_S
+        self.said += [self.now for line in lines.values() for _ in line]
+        for row, line in lines.items():
+            self.num_out[row] += len(line)
+        return {
+            row: [*line[1:], FIRST + (line[-1] - FIRST + 1) % PERIOD] for row, line in lines.items()
+        }
+
+    def step(self, plan: SchedulerOutput) -> _Ready:
+        ready = super().step(plan)
+        self.said += [self.end for _ in plan.decode]
+        return ready
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_answers_that_are_guessed_slow_down_no_more_than_others(ahead: int) -> None:
+    """A step that reads a piece gives them one token, and others give several."""
+    decoder = Guessing(ahead)
+    decoder.ask(80 * PERIOD, 80 * PERIOD)
+    while len(decoder.said) < 200:
+        decoder.loop.step([])
+    since, began, alone_s = len(decoder.said), decoder.said[-1], DECODE_S / decoder.draft_tokens
+    assert began - decoder.said[-1 - 8 * decoder.draft_tokens] == pytest.approx(8 * DECODE_S)
+    for _ in range(3):
+        decoder.ask(8192, 1)
+    decoder.steps_until(lambda: sum(plan.prefill != () for plan in decoder.plans) == 12)
+    # The last piece is not made up for yet.
+    taken_s = (decoder.said[-2] - began) / (len(decoder.said) - 1 - since)
+    assert 1.15 * alone_s < taken_s < 1.3 * alone_s
 
 
 @settings(max_examples=60, deadline=None)
