@@ -71,7 +71,7 @@ class GrammarMasks:
         making, self._making = self._making, []
         for made in making:
             made.result()
-        if logits.device.type == "cpu":
+        if self._device.type == "cpu":
             for i in at:
                 logits[i].masked_fill_(torch.from_numpy(self._blocked[rows[i]]), -torch.inf)
         else:
