@@ -202,7 +202,7 @@ class Scheduler:
 
     def _holds_back(self, num_free: int) -> bool:
         """Return whether waiting a few more steps lets several prompts be read at once."""
-        num_waiting, num_decoding = self.num_waiting, len(self.capacities) - num_free
+        num_waiting, num_decoding = self.num_waiting, self._num_decoding
         is_crowded = num_waiting > num_free or num_decoding >= _MANY * self._together
         are_few = 0 < min(num_free, num_waiting) < self._together
         if are_few and is_crowded and num_decoding and self._num_held_back < _PATIENCE:

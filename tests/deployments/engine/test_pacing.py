@@ -74,12 +74,14 @@ def device(
     prefill_tokens: int = 4096,
     rows: int = 8,
     prefixes: PrefixCache | None = None,
+    together: int = 1,
 ) -> Device:
     spread = None if slowdown is None else Pacing(slowdown, ahead)
     books = Scheduler(
         (20_000,) * rows,
         prefill_tokens=prefill_tokens,
         can_split_prompts=True,
+        prompts_together=together,
         prefixes=prefixes,
         pacing=spread,
     )
@@ -246,6 +248,17 @@ def test_long_prompts_that_wait_for_each_other_hold_no_rows(num_long: int) -> No
         running.step()
         assert short.num_scheduled == 1
     running.read_until(8192)
+
+
+def test_nobody_is_held_back_for_a_crowd_of_long_prompts() -> None:
+    """Nothing decodes that would wait for a prompt's reading; each step reads 4,096 tokens."""
+    running = device(1.3, rows=4, together=4)
+    for _ in range(5):
+        running.books.add(request(16_000, 100, "b"), 0.0)
+    running.step()
+    short = running.books.add(request(64, 20), 0.0)
+    running.step()
+    assert short.num_scheduled == 1
 
 
 def test_long_prompts_are_read_in_turn_whoever_comes_later() -> None:
