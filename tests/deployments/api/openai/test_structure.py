@@ -181,6 +181,7 @@ BAD = [
     ({"$ref": "https://example.org/schema"}, "", "https://example.org/schema"),
     ({"type": "integer", "minimum": 5, "maximum": 3}, "", "greater than maximum"),
     ({"properties": 5}, "", "must be an object"),
+    ({"items": {"type": "object", "minProperties": 2}}, "items", "come twice"),
     ({"enum": []}, "", "Unsatisfiable"),
     (False, "", "Unsatisfiable"),
     ({"enum": ["a" * 70_000]}, "", "at most 65536"),
