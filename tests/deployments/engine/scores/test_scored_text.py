@@ -38,7 +38,7 @@ def _character_of_each_byte(data: bytes) -> list[int]:
 
 def _characters(data: bytes) -> list[bytes]:
     """Cut bytes into those that become one character each, as Python decodes them."""
-    found = []
+    found: list[bytes] = []
     while data:
         try:
             text = data.decode()
