@@ -10,6 +10,7 @@ from llguidance import LLMatcher
 
 from deployments.api.errors import ApiError, invalid
 from deployments.api.protocol.structure import Kind, Structure, StructuredRequest
+from deployments.api.request_body import parse_json
 from deployments.engine.structured.grammar import json_grammar, problem
 
 MAX_CHARS = 64 * 1024
@@ -69,9 +70,11 @@ def _text_of(structure: Structure) -> str:
 
 def _parsed(path: str, text: str) -> Any:
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        raise invalid(path, "a text that is not JSON: send the schema", code=_CODE) from None
+        found = parse_json(text.encode())
+    except ApiError as error:
+        why = error.message.replace("the body", "it")
+        message = f"a text that is not JSON as a body may hold it ({why}): send the schema"
+        raise invalid(path, message, code=_CODE) from None
     if not isinstance(found, dict | bool):
         raise invalid(path, "not a JSON Schema, which is an object, true or false", code=_CODE)
     return found

@@ -14,6 +14,9 @@ from deployments.api.protocol.references import Grounding
 from deployments.api.protocol.structure import StructuredRequest
 from deployments.api.request_errors import shown
 
+# Scores are divided by it: by a smaller one they are no finite numbers in float32.
+LEAST_PENALTY = 1e-5
+
 
 class StreamOptions(RequestModel):
     include_usage: StrictBool | None = None
@@ -55,7 +58,7 @@ class OpenAIRequest(StructuredRequest):
     )
     repetition_penalty: float | None = Field(
         default=None,
-        gt=0,
+        ge=LEAST_PENALTY,
         le=2,
         description="as in vLLM: above 1, tokens seen before are less likely",
     )

@@ -42,7 +42,7 @@ class ScoredText:
     def _scored(self, score: TokenScore) -> ScoredToken:
         data = self._data_of(score.token_id)
         is_text = score.token_id not in self._hidden_ids
-        if is_text and data[:1].isascii():  # what was begun before it is no character
+        if is_text and not self._is_continued_by(data[:1]):
             self._offset += len(self._characters.decode(b"", final=True))
         offset = self._offset
         if is_text:
@@ -50,6 +50,12 @@ class ScoredText:
         top = tuple((*self._texts(id_), logprob) for id_, logprob in score.top)
         text, data = self._texts(score.token_id)
         return ScoredToken(text, data, offset, score.logprob, top, is_text)
+
+    def _is_continued_by(self, byte: bytes) -> bool:
+        """Return whether a character that was begun before may go on with this byte; else what was
+        begun is no character, and stands before the byte's token."""
+        begun, _ = self._characters.getstate()
+        return not begun or len((begun + byte).decode(errors="replace")) == 1
 
     def _num_dropped(self, token_id: int) -> int:
         """Return 1 for the space of a text's first word where the tokenizer drops it."""

@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
@@ -51,19 +52,26 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "uniqueItems": (False,),
     "unevaluatedItems": (True, {}),
     "unevaluatedProperties": (True, {}),
-    "propertyNames": (True, {}),
+    "propertyNames": (True, {}, {"type": "string"}),  # a name is always a text: zod says so
+    "dependencies": ({},),
     "dependentRequired": ({},),
     "dependentSchemas": ({},),
     "not": (False,),
 }
 _VALUES = frozenset(("const", "enum", "default", "examples"))  # no schemas
 _BY_NAME = frozenset(("properties", "patternProperties", "$defs", "definitions"))  # names, schemas
+# What an address may hold as it stands (RFC 3986); of a reference, generators write the rest too.
+_OF_ADDRESSES = "%/?#@!$&'()*+,;=:~"
 _NUM_CACHED = 64
 _CACHED_CHARS = 1 << 20
 
 
 def json_grammar(schema: Any) -> str:
-    """Return the grammar of JSON that fits a schema, which may be anything; `problem` tells."""
+    """Return the grammar of JSON that fits a schema, which may be anything; `problem` tells.
+
+    Raises:
+        ValueError: it holds what no grammar can be written for.
+    """
     if isinstance(schema, bool):
         schema = {} if schema else {"enum": []}
     return LLMatcher.grammar_from_json_schema(_as_known(schema), overrides=_JSON)
@@ -82,14 +90,52 @@ def _as_known(schema: Any) -> Any:
             made[key] = {name: _as_known(inner) for name, inner in value.items()}
         elif not any(_is_same(value, nothing) for nothing in _NEUTRAL.get(key, ())):
             made[key] = value if key in _VALUES else _as_known(value)
+    _check_names_differ(schema)
+    if isinstance(schema.get("$ref"), str):
+        made["$ref"] = quote(schema["$ref"], safe=_OF_ADDRESSES)
+    if schema.get("nullable") is True:
+        made |= _with_null(schema.get("type"))
     form = schema.get("format")
     pattern = _FORMATS.get(form) if isinstance(form, str) else None
-    if pattern is not None and not schema.keys() & {"pattern", "minLength", "maxLength"}:
-        made["pattern"] = f"^(?:{pattern})$"
+    if pattern is not None:
         del made["format"]
+        if "pattern" in schema:
+            also = made.setdefault("allOf", [])
+            if isinstance(also, list):
+                made["allOf"] = [*also, {"pattern": f"^(?:{pattern})$"}]
+        else:
+            made["pattern"] = f"^(?:{pattern})$"
     elif isinstance(form, str) and form in _FREE_FORMATS:
         del made["format"]
     return made
+
+
+def _check_names_differ(schema: Mapping[str, Any]) -> None:
+    """Raise ValueError where several names are free and have to differ: llguidance counts one that
+    comes twice as two, and a reader of JSON as one."""
+    least, types = schema.get("minProperties"), schema.get("type", "object")
+    if not isinstance(least, int) or "object" not in (
+        types if isinstance(types, list) else [types]
+    ):
+        return
+    is_closed = schema.get("additionalProperties") is False and not schema.get("patternProperties")
+    required = schema.get("required")
+    num_required = len({*map(str, required)}) if isinstance(required, list) else 0
+    if not is_closed and least > num_required + 1:
+        raise ValueError(
+            f"minProperties is {least}, and 'required' names {num_required}: of names that are "
+            "free, one could come twice: require at most one"
+        )
+
+
+def _with_null(types: Any) -> dict[str, Any]:
+    """Return the type of a schema with OpenAPI's `nullable: true`, which is about the type alone:
+    OpenAI's npm client sends it for zod's nullable()."""
+    if isinstance(types, str):
+        types = [types]
+    if not isinstance(types, list) or "null" in types:
+        return {}
+    return {"type": [*types, "null"]}
 
 
 def _is_same(value: Any, choice: Any) -> bool:

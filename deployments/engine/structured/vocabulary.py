@@ -44,7 +44,10 @@ class Vocabulary:
         return sorted({*hidden, *self.eos_ids, *range(len(self._tokenizer), self._size)})
 
     def __call__(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        """Return the tokens of a text that a grammar asks for: the name of a special token, as its
+        letters. Prompts are read so too, which matters since tokenizers remember the last way."""
+        plain = {"add_special_tokens": False, "split_special_tokens": True}
+        return list(self._tokenizer.encode(text, **plain))
 
 
 def refused_features(base: "Pretrained") -> dict[str, str]:

@@ -87,6 +87,8 @@ def test_schemas_that_nothing_fits_or_that_are_not_supported(schema: Any) -> Non
         {"unevaluatedProperties": {}},
         {"propertyNames": True},
         {"propertyNames": {}},
+        {"propertyNames": {"type": "string"}},
+        {"dependencies": {}},
         {"dependentRequired": {}},
         {"dependentSchemas": {}},
         {"not": False},
@@ -131,3 +133,70 @@ def test_pydantics_random_uuids() -> None:
     grammar = json_grammar({"type": "string", "format": "uuid4"})
     assert fits(grammar, '"8d8ac610-566d-4ef0-9c22-186b2a5ed793"')
     assert not fits(grammar, '"8d8ac610-566d-1ef0-9c22-186b2a5ed793"')
+
+
+@pytest.mark.parametrize(
+    ("format_", "good", "bad"),
+    [
+        ("date", "2024-02-29", "2023-02-29"),
+        ("time", "23:59:59Z", "23:59:60Z"),
+        ("date-time", "2024-02-29T23:59:59Z", "2023-02-29T23:59:59Z"),
+        ("uuid4", "8d8ac610-566d-4ef0-9c22-186b2a5ed793", "8d8ac610-566d-1ef0-9c22-186b2a5ed793"),
+    ],
+)
+@pytest.mark.parametrize(
+    "more",
+    [{"minLength": 1}, {"maxLength": 40}, {"pattern": "[0-9]"},
+     {"pattern": "^[^x]", "allOf": [{"maxLength": 40}]}],
+)  # fmt: skip
+def test_a_format_holds_beside_lengths_and_patterns(
+    format_: str, good: str, bad: str, more: dict[str, Any]
+) -> None:
+    grammar = json_grammar({"type": "string", "format": format_, **more})
+    assert fits(grammar, json.dumps(good))
+    assert not fits(grammar, json.dumps(bad))
+    assert problem(json_grammar({"type": "string", "format": format_, "pattern": "x", "allOf": 5}))
+
+
+def test_a_type_that_may_be_null_in_openapis_words() -> None:
+    """What OpenAI's npm client sends for `z.string().nullable()`."""
+    nullable: Any = {"type": "string", "maxLength": 2, "nullable": True}
+    grammar = json_grammar(nullable)
+    assert fits(grammar, "null")
+    assert fits(grammar, '"ab"')
+    assert not fits(grammar, '"abc"')
+    assert fits(json_grammar({**nullable, "type": ["integer", "null"]}), "null")
+    assert not fits(json_grammar({**nullable, "nullable": False}), "null")
+    only = {"type": "string", "enum": ["a", None]}
+    assert fits(json_grammar({**only, "nullable": True}), "null")
+    assert not fits(json_grammar({**only, "enum": ["a"], "nullable": True}), "null")
+    assert fits(json_grammar({"const": nullable}), json.dumps(nullable))
+    named = {
+        "type": "object",
+        "properties": {"nullable": {"const": True}},
+        "required": ["nullable"],
+    }
+    assert fits(json_grammar(named), '{"nullable": true}')
+
+
+@pytest.mark.parametrize("name", ["Réponse", "Box[int]", "Partial<A>", 'a "b"', "a^{|}`", "日本"])
+def test_a_reference_with_any_name(name: str) -> None:
+    schema = {"$defs": {name: {"const": 1}}, "$ref": f"#/$defs/{name}"}
+    assert fits(json_grammar(schema), "1")
+    assert not fits(json_grammar(schema), "2")
+
+
+def test_names_that_have_to_differ() -> None:
+    """A reader of JSON takes a name that comes twice as one."""
+    two: dict[str, Any] = {"type": "object", "minProperties": 2}
+    closed = {"patternProperties": {"^k": True}, "additionalProperties": False}
+    free = [two, {"minProperties": 2}, {**two, **closed}, {**two, "type": ["object", "null"]}]
+    for schema in (*free, {**two, "minProperties": 3, "required": ["a"]}):
+        with pytest.raises(ValueError, match="come twice"):
+            json_grammar({"anyOf": [schema, {"type": "null"}]})
+    assert fits(json_grammar({**two, "required": ["a"]}), '{"a": 1, "b": 2}')
+    assert not fits(json_grammar({**two, "required": ["a"]}), '{"a": 1}')
+    assert fits(json_grammar({**two, "minProperties": 1}), '{"k": 1, "k": 2}')
+    both = {"properties": {"a": True, "b": True}, "required": ["a", "b"]}
+    assert fits(json_grammar({**two, **both, "additionalProperties": False}), '{"a": 1, "b": 2}')
+    assert fits(json_grammar({**two, "type": "string"}), '"a"')
