@@ -91,7 +91,7 @@ class PeftDecoder:
         if why_not := no_structure(base):
             self._refused["structure"] = why_not
         self._decoder_start_id, self._forced = base.decoder_start_id, base.forced
-        self._side_positions = base.side_positions
+        self._side_positions, self._num_token_ids = base.side_positions, base.num_token_ids
         # The folder's own generation defaults (a temperature, a repetition penalty) would be mixed
         # into each request's parameters, so they are replaced by greedy ones.
         base.model.generation_config = self._generation_config(SamplingParams(max_tokens=1), 1)
@@ -112,6 +112,7 @@ class PeftDecoder:
             refuses=self._refused,
             side_positions=self._side_positions,
             forces_end=self._forced.last is not None,
+            num_token_ids=self._num_token_ids,
         )
 
     def load_adapter(self, name: str, directory: Path) -> None:

@@ -58,6 +58,37 @@ def test_every_field_of_peft_is_in_one_of_the_lists() -> None:
     assert {field.name for field in dataclasses.fields(LoraConfig)} <= listed
 
 
+def test_adapters_whose_patterns_differ_in_order_alone_are_two(
+    base_dir: Path, plain: Path, tmp_path: Path
+) -> None:
+    """PEFT takes the first pattern that fits a layer, and configurations are kept."""
+    patterns = [("q_proj", 40), (r".*\.layers\.1\..*", 1)]
+    folders = {
+        "one": changed_config(plain, tmp_path / "one", alpha_pattern=dict(patterns)),
+        "two": changed_config(plain, tmp_path / "two", alpha_pattern=dict(reversed(patterns))),
+    }
+    decoder = build_decoder(load(base_dir), "fast", LIMITS, folders)
+    assert isinstance(decoder, ModelRunner)
+    for name, folder in folders.items():
+        decoder.load_adapter(name, folder)
+    oracle = Oracle(base_dir, folders)
+    expected = {name: oracle.generate(PROMPT, name, 12) for name in folders}
+    assert expected["one"] != expected["two"], "nothing would be tested"
+    assert {name: answer(decoder, name) for name in folders} == expected
+
+
+def test_tensors_for_images_are_refused_by_a_base_that_reads_none(
+    base_dir: Path, plain: Path, tmp_path: Path
+) -> None:
+    folder = changed_config(plain, tmp_path / "images")
+    file = folder / "adapter_model.safetensors"
+    name = "base_model.model.model.encoder.vision_tower.fc.lora_A.weight"
+    save_file(load_file(file) | {name: torch.ones(4, 4)}, file)
+    decoder = build_decoder(load(base_dir), "fast", LIMITS, {})
+    with pytest.raises(AdapterNotSupported, match=r"vision_tower.* belongs to no adapted layer"):
+        decoder.load_adapter("images", folder)
+
+
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True")
 @pytest.mark.parametrize(
     "fields",
