@@ -74,7 +74,6 @@ class Pretrained:
     forced: ForcedTokens = ForcedTokens()
     side_positions: int | None = None
 
-
     @property
     def num_token_ids(self) -> int:
         """Return how many tokens it has an embedding of; its tokenizer may have more, or fewer."""
