@@ -27,6 +27,7 @@ from scripts.benchmarks import (
     serve,
     service,
     slow_clients,
+    structured,
     tolerance,
     training,
 )
@@ -58,6 +59,7 @@ _BENCHMARKS = {
     "clients": (slow_clients, "many streaming clients that read slowly"),
     "prefixes": (prefixes, "prompts that share their beginnings, in process"),
     "quoting": (quoting, "answers that repeat their prompt, in process"),
+    "structured": (structured, "answers that keep to JSON schemas, in process"),
     "report": (report, "no measurement: write docs/measurements.md from the result files"),
     "simulate": (simulate, "clinics of many replicas, with the costs that were measured"),
     "tolerance": (tolerance, "bfloat16 logits against transformers' and PEFT's"),

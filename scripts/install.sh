@@ -68,6 +68,8 @@ if ! grep -qs "^$digest.* $1" "$stamp"; then
   "$python" -m pip install $quiet --disable-pip-version-check -c constraints.txt -e "$target" >&2 \
     || fail "pip failed (its message is above): check the network and the package index that pip" \
       "is set up for, then run this again; what is installed already is kept"
+  # A service may be forbidden to write, and its processes would each compile these modules again.
+  "$python" -m compileall -q adapters deployments references router scripts >&2 || :
   echo "$digest $holds" >"$stamp"
 fi
 echo "$python"

@@ -15,6 +15,7 @@ from deployments.engine.attention.kv_cache import KvCache
 from deployments.engine.attention.prefill import PrefillInputs
 from deployments.engine.cuda_graphs import SCRATCH_POSITIONS, DecodeGraphs, PrefillGraphs
 from deployments.engine.errors import AdapterHasNoEffect
+from deployments.engine.host_memory import numbers_on
 from deployments.engine.kernels.ops import Segment
 from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.lora.pool import BASE_SLOT, LoraPool
@@ -92,7 +93,7 @@ class AdapterProbe:
         prompt = inputs.on(self._model.device, is_invariant=self._model.is_invariant)
         hidden = self._model.prefill(cache, prompt, lora)[-1:]
         if self._start_id is not None:
-            token = torch.tensor([self._start_id], device=self._model.device)
+            token = numbers_on(self._model.device, [self._start_id])
             batch = self._model.decode_batch(cache, token, [0], [0], [NUM_TOKENS])
             one = self._model.lora_batch(self._lora_pool, [slot])
             hidden = self._model.decode(cache, batch, one)

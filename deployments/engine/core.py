@@ -289,7 +289,7 @@ class ThreadCore:
                     arrivals, self._arrivals = self._arrivals, []
                     tasks, self._tasks = self._tasks, []
                 if tasks:
-                    self._runner.drop_cancelled()  # a task may need their adapters' slots
+                    self._runner.pause()  # a task may need their adapters' slots
                 for task in tasks:
                     self._pulse = Pulse("task", time.monotonic())
                     task()

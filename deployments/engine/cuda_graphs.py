@@ -15,7 +15,7 @@ import torch
 
 from deployments.engine.attention.kv_cache import DecodeBatch, KvCache
 from deployments.engine.attention.prefill import PrefillBatch, PrefillInputs
-from deployments.engine.host_memory import send
+from deployments.engine.host_memory import on_device, send
 from deployments.engine.kernels.ops import BLOCK_M, prompt_blocks
 from deployments.engine.lora.pool import LoraPool
 from deployments.engine.models.base import Model
@@ -155,7 +155,7 @@ class DecodeGraphs:
         steps = [_StepSize(size) for size in _buckets(self._scratch)]
         drafts = [_StepSize(size, shares_rows=True) for size in _DRAFT_BUCKETS]
         self._sizes = sorted([*steps, *drafts])
-        self._eos_ids = torch.tensor(eos_ids, dtype=torch.long, device=model.device)
+        self._eos_ids = on_device(torch.tensor(eos_ids, dtype=torch.long), model.device)
         shape = (8, self._sizes[-1].num_tokens)
         self._inputs = torch.zeros(shape, dtype=torch.long, device=model.device)
         self._captures = _Captures(lora_pool, self._step, model.device)
@@ -186,7 +186,7 @@ class DecodeGraphs:
         row, size = RowInputs(self._scratch, 0, num_prompt_tokens, slot), self._sizes[0]
 
         def fill() -> None:
-            self._tokens[self._scratch] = token  # after a capture, which writes its own
+            self._tokens[self._scratch].fill_(token)  # after a capture, which writes its own
             self._fill((row,), size)
 
         return self._captures.replay(size, fill, lambda: self._fill((), size))[0]

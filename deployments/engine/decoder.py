@@ -198,8 +198,8 @@ class EngineLoop(Protocol):
     def num_waiting(self) -> int:
         """Return the requests that have no row yet, among those that it has taken in."""
 
-    def drop_cancelled(self) -> None:
-        """Give back the rows of requests that were cancelled."""
+    def pause(self) -> None:
+        """Give back the rows of requests that were cancelled: tasks come before the next step."""
 
     def step(self, arrivals: Sequence[EngineRow]) -> None:
         """Take the arrivals in, and run one step or one group.

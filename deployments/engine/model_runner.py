@@ -7,7 +7,7 @@ The newest token stays on the device and is fed back there.
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -268,24 +268,41 @@ class ModelRunner(AdapterLoader):
 
     def _replay_drafts(self, graphs: DecodeGraphs, drafts: Sequence[Draft]) -> dict[int, list[int]]:
         """Do what `_draft_logits` and `_pick_drafts` do with a captured graph."""
-        inputs, is_argmax = [], not self._needs_logits
+        inputs = []
+        picking = set()  # rows whose tokens depend on more than a graph knows
         for draft in drafts:
             for ahead, token in enumerate(draft.token_ids):
-                is_argmax = is_argmax and self._sampler.is_argmax([draft.row], ahead)
                 inputs.append(self._row_inputs(draft.row, ahead, token))
+                if self._needs_logits or not self._sampler.is_argmax([draft.row], ahead):
+                    picking.add(draft.row)
         logits, largest = graphs.replay_drafts(inputs)
-        if not is_argmax:
-            return self._pick_drafts(drafts, logits)
-        picked = largest.tolist()
-        found = agreeing(drafts, lambda row, at: picked[at])
-        for row, tokens in found.items():
-            self._sampler.count([row], len(tokens))
-            self._untold[row] = tokens[-1]
+        # One wait for all of them: each token that is picked here is another one.
+        known = largest.tolist() if len(picking) < len(drafts) else []
+        found = self._pick_drafts(drafts, logits, known, picking)
+        for row in found.keys() - picking:
+            self._sampler.count([row], len(found[row]))
+            self._untold[row] = found[row][-1]
         return found
 
-    def _pick_drafts(self, drafts: Sequence[Draft], logits: torch.Tensor) -> dict[int, list[int]]:
-        """Pick each row's tokens from logits (n, V) as step after step would."""
-        return agreeing(drafts, lambda row, at: int(self._pick(logits[at : at + 1], [row])))
+    def _pick_drafts(
+        self,
+        drafts: Sequence[Draft],
+        logits: torch.Tensor,
+        known: Sequence[int] = (),
+        picking: Collection[int] | None = None,
+    ) -> dict[int, list[int]]:
+        """Pick each row's tokens from logits (n, V) as step after step would.
+
+        Args:
+            known: the largest of each; of the rows `picking` (None: all) they are not the tokens.
+        """
+
+        def pick(row: int, at: int) -> int:
+            if picking is not None and row not in picking:
+                return known[at]
+            return int(self._pick(logits[at : at + 1], [row]))
+
+        return agreeing(drafts, pick)
 
     def _tell_tokens(self) -> None:
         """Give the device the newest tokens that only the host has."""

@@ -285,6 +285,11 @@ class SequenceState:
         return len(self.request.prompt_ids) + self.request.sampling.max_tokens
 
     @property
+    def num_unread(self) -> int:
+        """Return the prompt tokens that are not scheduled yet."""
+        return len(self.request.prompt_ids) - self.num_prefilled
+
+    @property
     def is_prefilled(self) -> bool:
         return self.num_prefilled == len(self.request.prompt_ids)
 

@@ -96,6 +96,16 @@ def test_a_clean_checkout_gets_an_environment_and_a_second_run_does_nothing(
     assert pip.endswith("-c constraints.txt -e .[test]")
 
 
+def test_modules_are_compiled_where_a_service_may_not_write(project: Project) -> None:
+    module = project.root / "deployments" / "module.py"
+    module.parent.mkdir()
+    module.write_text("x = 1\n")
+    project.environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    done = project.install("serve")
+    assert done.returncode == 0, done.stderr
+    assert list((module.parent / "__pycache__").glob("module.*.pyc"))
+
+
 def test_larger_extras_hold_the_smaller_and_a_changed_pin_is_installed(project: Project) -> None:
     project.install("serve")
     project.install("dev")

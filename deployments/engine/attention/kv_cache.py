@@ -19,7 +19,7 @@ from typing import Protocol
 
 import torch
 
-from deployments.engine.host_memory import huge_zeros
+from deployments.engine.host_memory import huge_zeros, numbers_on
 from deployments.engine.kernels.ops import Expansion, HeadNorm, Rope, rotate_
 
 # Rows begin at multiples of it, so that they lie alike in a layout of blocks (cpu/attention.py).
@@ -120,8 +120,8 @@ class KvCache:
                     num_rows=num_rows,
                     capacity=self.capacities[first],
                     rows=tuple(rows[i] for i in members),
-                    index=None if is_whole else torch.tensor(members, device=self.device),
-                    offsets=None if is_whole else torch.tensor(offsets, device=self.device),
+                    index=None if is_whole else numbers_on(self.device, members),
+                    offsets=None if is_whole else numbers_on(self.device, offsets),
                 )
             )
         return spans
@@ -211,9 +211,9 @@ class NewPositions:
 
     def __init__(self, cache: KvCache, rows: Sequence[int], positions: Sequence[int]) -> None:
         self._cache, device = cache, cache.device
-        self.positions = torch.tensor(positions, device=device)
+        self.positions = numbers_on(device, positions)
         where = [cache.starts[row] + filled for row, filled in zip(rows, positions, strict=True)]
-        self._where = torch.tensor(where, device=device)
+        self._where = numbers_on(device, where)
         self._ropes: dict[int, Rope] = {}  # made by the first layer that needs one, for all
 
     def write(

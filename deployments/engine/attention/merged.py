@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from deployments.engine.host_memory import numbers_on
+
 
 class MergedPositions:
     """Know each row's cache positions: its newest ones, then its prompt's at the end of the row.
@@ -35,7 +37,7 @@ class MergedPositions:
         if window not in self._padded:
             of_rows = list(self._of_rows(window))
             where = torch.nn.utils.rnn.pad_sequence(of_rows, batch_first=True)
-            counts = torch.tensor([len(own) for own in of_rows], device=self._device)
+            counts = numbers_on(self._device, [len(own) for own in of_rows])
             self._padded[window] = where, counts
         return self._padded[window]
 

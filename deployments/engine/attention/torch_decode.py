@@ -8,6 +8,7 @@ import torch
 
 from deployments.engine.attention.kv_cache import KvCache, NewPositions, Span
 from deployments.engine.attention.merged import MergedPositions
+from deployments.engine.host_memory import numbers_on
 from deployments.engine.kernels.ops import Expansion, HeadNorm, Rope, attend
 
 
@@ -148,7 +149,7 @@ class TorchDecodeAttention(HostDecodeAttention):
         first = 0 if window is None else max(0, min(seen) - window)
         if bias is None and min(seen) == longest:
             return _Read(span, first, longest, None)
-        newest = torch.tensor(seen, device=q.device)[:, None] - 1
+        newest = numbers_on(q.device, seen)[:, None] - 1
         distance = newest - torch.arange(first, longest, device=q.device)
         hidden = distance < 0
         if window is not None and longest > window:
@@ -163,7 +164,7 @@ class TorchDecodeAttention(HostDecodeAttention):
         longest = max(prompts)
         added = None
         if min(prompts) < longest:
-            first = longest - torch.tensor(prompts, device=q.device)[:, None]
+            first = longest - numbers_on(q.device, prompts)[:, None]
             added = _blocked(torch.arange(longest, device=q.device) < first, q.dtype)
         return _Read(span, span.capacity - longest, span.capacity, added)
 

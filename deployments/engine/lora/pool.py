@@ -14,6 +14,7 @@ import torch
 
 from deployments.engine.attention.memory_plan import KEPT_MIXTURES
 from deployments.engine.errors import LoraPoolError
+from deployments.engine.host_memory import numbers_on
 from deployments.engine.lora.blocks import LoraBlocks
 from deployments.engine.lora.layers import LoraBatch, LoraLayer
 from deployments.engine.lora.peft_reader import AdapterWeights
@@ -167,9 +168,10 @@ class LoraPool:
         if segments.slots == active and len(active) == 1 and all(slots):
             return TorchLoraBatch(segments, None, None)
         position = {slot: i for i, slot in enumerate(segments.slots)}
-        own = torch.tensor([position.get(slot, -1) for slot in slots], device=self._device)
+        own_of = [position.get(slot, -1) for slot in slots]
         if counts is not None:
-            own = own.repeat_interleave(torch.tensor(counts, device=self._device))
+            own_of = _of_tokens(own_of, counts)
+        own = numbers_on(self._device, own_of)
         mask = (own[:, None] == segments.segment_of_column).to(self._dtype)
         return TorchLoraBatch(segments, mask[:, None, :], own)
 
@@ -180,7 +182,7 @@ class LoraPool:
         if not any(slots):
             return None
         if counts is not None:
-            slots = [slot for slot, count in zip(slots, counts, strict=True) for _ in range(count)]
+            slots = _of_tokens(slots, counts)
         assert isinstance(self._stacks, LoraBlocks), "stacks are read by other batches"
         return SlotBatch(self._stacks, slots)
 
@@ -222,3 +224,8 @@ class LoraPool:
         if name not in self._slot_of:
             listed = ", ".join(self._slot_of) or "none"
             raise LoraPoolError(f"adapter '{name}' is not resident (resident: {listed})")
+
+
+def _of_tokens(numbers: Sequence[int], counts: Sequence[int]) -> list[int]:
+    """Return each token's number, given those of runs of tokens and how many each has."""
+    return [number for number, count in zip(numbers, counts, strict=True) for _ in range(count)]

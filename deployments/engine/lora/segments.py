@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from deployments.engine.host_memory import numbers_on
 from deployments.engine.kernels.ops import Expansion
 from deployments.engine.lora.layers import AddedLater, LoraLayer, LoraStack
 
@@ -54,12 +55,12 @@ def build_segments(
         ranks, modules: of the adapter in each slot.
     """
     columns = [(i, slot, r) for i, slot in enumerate(active) for r in range(ranks[slot])]
-    rows = torch.tensor([slot * stack_rank + r for _, slot, r in columns], device=device)
-    slots = torch.tensor([*active, 0], device=device)
+    rows = numbers_on(device, [slot * stack_rank + r for _, slot, r in columns])
+    slots = numbers_on(device, [*active, 0])
     used = frozenset().union(*(modules[slot] for slot in active))
     return LoraSegments(
         slots=active,
-        segment_of_column=torch.tensor([i for i, _, _ in columns], device=device),
+        segment_of_column=numbers_on(device, [i for i, _, _ in columns]),
         layers={
             layer.name: built
             for layer in layers

@@ -221,7 +221,7 @@ class LoraStacks:
             torch._foreach_zero_([half[slot, :rank] for s in before for half in (s.a, s.b)])
         for stack in before:
             if stack.gains is not None:
-                stack.gains[slot] = 1.0
+                stack.gains[slot].fill_(1.0)
         views = []
         for module, rank, _, _, magnitudes in shapes:
             stack = self._stacks[module]

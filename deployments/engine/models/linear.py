@@ -276,9 +276,9 @@ class FusedLinear(AdaptedLinear):
         they are multiplied by the identity matrix, some of its rows at a time."""
         found = torch.zeros(self.out_features, device=self._device)
         for first in range(0, self.lora_layer.in_features, _IDENTITY_ROWS):
-            rows = range(first, min(first + _IDENTITY_ROWS, self.lora_layer.in_features))
-            x = torch.zeros(len(rows), self.lora_layer.in_features, device=self._device)
-            x[range(len(rows)), rows] = 1.0
+            rows = min(_IDENTITY_ROWS, self.lora_layer.in_features - first)
+            x = torch.zeros(rows, self.lora_layer.in_features, device=self._device)
+            x.diagonal(first).fill_(1.0)
             found += self.products(x).float().square_().sum(0)
         return found
 

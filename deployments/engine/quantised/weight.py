@@ -11,6 +11,7 @@ from typing import ClassVar, Literal, Self, get_args
 import torch
 import torch.nn.functional as F
 
+from deployments.engine.host_memory import numbers_on
 from deployments.engine.quantised.formats import (
     BLOCK,
     INVERSE_127,
@@ -155,7 +156,7 @@ class Nf4Weight(QuantisedWeight):
         return torch.stack([self.values >> 4, self.values & 15], -1).flatten(1)
 
     def dequantised(self, dtype: torch.dtype) -> torch.Tensor:
-        table = torch.tensor(NF4_CODE, device=self.device)
+        table = numbers_on(self.device, NF4_CODE)
         blocks = table[self.codes().int()].view(*self.factors.shape, BLOCK)
         return blocks.mul_(self.factors[..., None]).flatten(1).to(dtype)
 

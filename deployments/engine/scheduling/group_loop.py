@@ -47,7 +47,7 @@ class GroupLoop:
         if group:
             self._run(group)
 
-    def drop_cancelled(self) -> None:
+    def pause(self) -> None:
         """Do nothing: no row is held between two groups."""
 
     def _run(self, group: Sequence[EngineRow]) -> None:

@@ -52,6 +52,9 @@ class StepLoop:
         if tries_drafts and isinstance(decoder, DraftDecoder) and decoder.can_try_drafts:
             self._drafter = decoder
         self._drafts = Drafter(self._drafter)
+        self._pacing: Pacing | None = None
+        if long_prompt_slowdown is not None:
+            self._pacing = Pacing(long_prompt_slowdown, decoder.num_steps_ahead)
         self._scheduler = Scheduler(
             decoder.capacities,
             prefill_tokens=prefill_tokens,
@@ -62,9 +65,7 @@ class StepLoop:
             else PrefixCache(
                 self._prefixes.generation, reuses_answers=self._prefixes.can_reuse_answers
             ),
-            pacing=None
-            if long_prompt_slowdown is None
-            else Pacing(long_prompt_slowdown, decoder.num_steps_ahead),
+            pacing=self._pacing,
         )
         self._outbox = outbox
         self._clock = clock
@@ -86,7 +87,7 @@ class StepLoop:
             (self._scheduler.add(row.request, now), row) for row in arrivals if not row.is_done
         ]
         self._rows.update(arrived)
-        self.drop_cancelled()
+        self._drop_cancelled()
         self._refuse_evicted(arrived)
         scheduled = self._scheduler.schedule(now)
         for sequence in scheduled.expired:
@@ -101,8 +102,15 @@ class StepLoop:
             self._end_running(error)
         if not self.has_work:
             self._scheduler.check_invariants()
+            if self._pacing is not None:
+                self._pacing.pause(self._clock(), is_idle=True)
 
-    def drop_cancelled(self) -> None:
+    def pause(self) -> None:
+        self._drop_cancelled()
+        if self._pacing is not None:
+            self._pacing.pause(self._clock())
+
+    def _drop_cancelled(self) -> None:
         for sequence, row in list(self._rows.items()):
             if row.is_done:
                 self._end(sequence)

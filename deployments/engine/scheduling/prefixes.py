@@ -7,7 +7,7 @@ themselves, so nothing is shared by accident.
 """
 
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from deployments.engine.request import Prefix, Request, SequenceState
@@ -60,7 +60,9 @@ class PrefixCache:
         self._reuses_answers = reuses_answers
         self._entries: dict[int, _Entry] = {}
 
-    def find(self, request: Request, reading: Mapping[int, int]) -> tuple[Prefix | None, int]:
+    def find(
+        self, request: Request, reading: Mapping[int, int], slow: Collection[int | None] = ()
+    ) -> tuple[Prefix | None, int]:
         """Return the longest prefix of a prompt that a row holds, if it is worth it, and how many
         tokens of it the rows whose prompts are being read will hold.
 
@@ -68,6 +70,7 @@ class PrefixCache:
 
         Args:
             reading: row -> the positions that it held before this step, where the step reads more.
+            slow: rows whose prompts take too long to be waited for.
         """
         wanted, identity = _packed(request.prompt_ids), self._identity(request)
         limit, best, coming = len(request.prompt_ids) - 1, Prefix(-1, MIN_TOKENS - 1), 0
@@ -84,7 +87,7 @@ class PrefixCache:
             held = min(shared, reading.get(row, entry.num_written))
             if held > best.num_tokens:
                 best = Prefix(row, held)
-            if entry.sequence.holds_row:
+            if entry.sequence.holds_row and row not in slow:
                 coming = max(coming, min(shared, entry.num_prompt_tokens))
         return (None if best.row < 0 else best), coming
 

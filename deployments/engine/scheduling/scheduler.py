@@ -80,7 +80,7 @@ class Scheduler:
         self._ending: list[SequenceState] = []  # scheduled to their end; they hold no row any more
         self._counters = TokenCounters()
         # In the step that is being scheduled:
-        self._others_decode = False
+        self._num_decoding = 0
         self._pieces_left = 0  # of very long prompts, that this step reads beside others
 
     @property
@@ -146,7 +146,7 @@ class Scheduler:
         decode = [sequence for sequence in self._running.values() if sequence.is_prefilled]
         chunks: list[tuple[SequenceState, PrefillChunk]] = []
         budget = self._prefill_tokens
-        self._others_decode = bool(decode)
+        self._num_decoding = len(decode)
         if self._pacing is not None:
             self._pacing.begin(now)
             self._pieces_left = int(self._pacing.may_read)
@@ -158,6 +158,7 @@ class Scheduler:
                 budget -= self._read(sequence, budget - kept, chunks)
         admitted, num_read = self._admit(budget - kept, chunks)
         budget -= num_read
+        long += [sequence for sequence in admitted if self._is_paced(sequence)]
         for sequence in long:
             budget -= self._read(sequence, budget, chunks)
         if self._pacing is not None:
@@ -180,6 +181,8 @@ class Scheduler:
         """Count tokens that the last step made for a sequence beside the one that was scheduled."""
         sequence.num_scheduled += num_tokens
         self._counters.charge(sequence.request.adapter, GENERATED_TOKEN * num_tokens)
+        if self._pacing is not None:
+            self._pacing.extend(num_tokens / self._num_decoding)
 
     def _release(self) -> list[int]:
         """Take the rows of the sequences whose last token is scheduled."""
@@ -199,7 +202,7 @@ class Scheduler:
 
     def _holds_back(self, num_free: int) -> bool:
         """Return whether waiting a few more steps lets several prompts be read at once."""
-        num_waiting, num_decoding = self.num_waiting, len(self.capacities) - num_free
+        num_waiting, num_decoding = self.num_waiting, self._num_decoding
         is_crowded = num_waiting > num_free or num_decoding >= _MANY * self._together
         are_few = 0 < min(num_free, num_waiting) < self._together
         if are_few and is_crowded and num_decoding and self._num_held_back < _PATIENCE:
@@ -210,16 +213,19 @@ class Scheduler:
 
     def _is_long(self, sequence: SequenceState) -> bool:
         """Return whether the prompt leaves a part of each step to others."""
-        num_unread = len(sequence.request.prompt_ids) - sequence.num_prefilled
-        is_long = self._can_split and num_unread > _LONG * self._prefill_tokens
+        is_long = self._can_split and sequence.num_unread > _LONG * self._prefill_tokens
         return is_long or self._is_paced(sequence)
 
     def _is_paced(self, sequence: SequenceState) -> bool:
         """Return whether the prompt is so long that its pieces are spread beside others."""
+        return self._would_be_paced(sequence.request, sequence.prefix)
+
+    def _would_be_paced(self, request: Request, prefix: Prefix | None) -> bool:
+        """Return whether the prompt would be spread, read behind this prefix."""
         if self._pacing is None or not self._can_split:
             return False
-        num_held = 0 if sequence.prefix is None else sequence.prefix.num_tokens
-        return len(sequence.request.prompt_ids) - num_held > LONG_PROMPT
+        num_held = 0 if prefix is None else prefix.num_tokens
+        return len(request.prompt_ids) - num_held > LONG_PROMPT
 
     def _kept(self, long: list[SequenceState], budget: int) -> int:
         """Return how much of a step's budget is kept for the prompts that leave a part of it."""
@@ -231,7 +237,8 @@ class Scheduler:
     def _admit(
         self, budget: int, chunks: list[tuple[SequenceState, PrefillChunk]]
     ) -> tuple[list[SequenceState], int]:
-        """Give free rows to waiting requests, the least served adapter first.
+        """Give free rows to waiting requests, the least served adapter first, and read their
+        prompts, but for those that are spread: they come behind all others.
 
         Returns those admitted, and how much of the budget reading them takes.
         """
@@ -245,7 +252,8 @@ class Scheduler:
             turn = self._counters.least_served(a for a in self._queues if a not in blocked)
             if not turn:
                 break
-            found = self._next_in(self._queues[turn[0]], chunks)
+            largest = max(self.capacities[row] for row in free)
+            found = self._next_in(self._queues[turn[0]], largest, chunks)
             if found is None:
                 blocked.add(turn[0])
                 continue
@@ -254,11 +262,6 @@ class Scheduler:
             if not self._can_split and num_tokens > budget and chunks:
                 break
             fitting = [row for row in free if self.capacities[row] >= sequence.num_positions]
-            if not fitting:
-                # It waits for a large row, so no other request may take one meanwhile.
-                blocked.add(turn[0])
-                free = [row for row in free if self.capacities[row] < sequence.num_positions]
-                continue
             sequence.row = self._choose_row(fitting, prefix)
             free.remove(sequence.row)
             self._queues[turn[0]].remove(sequence)
@@ -266,40 +269,61 @@ class Scheduler:
             self._running[sequence.row] = sequence
             sequence.holds_row = True
             self._begin(sequence, prefix)
-            num_unread = num_tokens - sequence.num_prefilled
-            self._counters.charge(turn[0], PROMPT_TOKEN * num_unread)
-            budget -= self._read(sequence, budget, chunks)
+            self._counters.charge(turn[0], PROMPT_TOKEN * sequence.num_unread)
+            if not self._is_paced(sequence):
+                budget -= self._read(sequence, budget, chunks)
             admitted.append(sequence)
         return admitted, whole - budget
 
     def _next_in(
-        self, queue: deque[SequenceState], chunks: list[tuple[SequenceState, PrefillChunk]]
+        self,
+        queue: deque[SequenceState],
+        largest: int,
+        chunks: list[tuple[SequenceState, PrefillChunk]],
     ) -> tuple[SequenceState, Prefix | None] | None:
-        """Return the first of a queue that need not wait for a prefix, and its prefix.
+        """Return the first of a queue that need not wait, and its prefix: `largest` is the largest
+        row that is free, and some wait for a prefix, or for the end of other very long prompts.
 
         So one that waits for its tenant's prefix keeps no other tenant from a row; of a tenant's
-        own requests, only the first few are looked at.
+        own requests, only the first few are looked at, and the first few very long ones.
         """
-        looked_at: Counter[str | None] = Counter()
+        looked_at: Counter[tuple[str | None, bool]] = Counter()
         for sequence in islice(queue, _MOST_LOOKED_AT):
-            tenant = sequence.request.tenant
-            if looked_at[tenant] < _LOOKED_AT:
-                looked_at[tenant] += 1
+            kind = (sequence.request.tenant, self._would_be_paced(sequence.request, None))
+            if sequence.num_positions <= largest and looked_at[kind] < _LOOKED_AT:
+                looked_at[kind] += 1
                 prefix, is_coming = self._prefix_of(sequence, chunks)
-                if not is_coming:
+                if not (is_coming or self._is_behind(sequence.request, prefix)):
                     return sequence, prefix
         return None
+
+    def _is_behind(self, request: Request, prefix: Prefix | None) -> bool:
+        """Return whether a prompt that is to be spread waits for those before it, which are read
+        first: it would keep a row from others for nothing."""
+        if not self._would_be_paced(request, prefix):
+            return False
+        return sum(each.num_unread for each in self._spread) >= self._prefill_tokens
+
+    @property
+    def _spread(self) -> list[SequenceState]:
+        """Return those that have a row and whose prompts are read piece by piece."""
+        running = self._running.values()
+        return [each for each in running if not each.is_prefilled and self._is_paced(each)]
 
     def _prefix_of(
         self, sequence: SequenceState, chunks: list[tuple[SequenceState, PrefillChunk]]
     ) -> tuple[Prefix | None, bool]:
         """Return what a row holds of a prompt, and whether it waits for a row that reads more of
-        the same tokens: it would read them beside it."""
+        the same tokens: it would read them beside it. For one that is spread, only others do that
+        may be."""
         sampling = sequence.request.sampling
         if self._prefixes is None or (sampling.echo and sampling.logprobs is not None):
             return None, False  # a prompt is scored while it is read
         reading = {chunk.row: chunk.start for _, chunk in chunks}
-        prefix, num_coming = self._prefixes.find(sequence.request, reading)
+        slow: list[int | None] = []
+        if not self._would_be_paced(sequence.request, None):
+            slow = [each.row for each in self._spread]
+        prefix, num_coming = self._prefixes.find(sequence.request, reading, slow)
         num_held = 0 if prefix is None else prefix.num_tokens
         return prefix, num_coming - num_held >= MIN_TOKENS
 
@@ -320,14 +344,14 @@ class Scheduler:
     ) -> int:
         """Schedule the next prompt tokens of `sequence`; returns what they take of the budget: one
         each, or more where others would wait for their attention."""
-        is_alone = not self._others_decode and all(self._is_paced(each) for each, _ in chunks)
+        is_alone = not self._num_decoding and all(self._is_paced(each) for each, _ in chunks)
         if self._is_paced(sequence) and not is_alone:
             if self._pieces_left == 0:
                 return 0
             budget = min(budget, PIECE)
             self._pieces_left -= 1
         start, num_tokens = sequence.num_prefilled, len(sequence.request.prompt_ids)
-        cost = 1 + start // _DEPTH if self._can_split and self._others_decode else 1
+        cost = 1 + start // _DEPTH if self._can_split and self._num_decoding else 1
         stop = min(num_tokens, start + -(-budget // cost)) if self._can_split else num_tokens
         if stop <= start:
             return 0

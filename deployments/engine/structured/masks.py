@@ -14,6 +14,12 @@ from deployments.engine.host_memory import numbers_on, on_device, on_its_way
 from deployments.engine.structured.grammar import GrammarCompiler
 
 _Move = tuple[int, LLMatcher, int | None]  # a row, its matcher, and the token that it has picked
+# For each byte of a mask the most that eight logits may be: anything where a token is allowed.
+_MOST = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"),
+    np.inf,
+    -np.inf,
+).astype(np.float32)
 
 
 class GrammarMasks:
@@ -27,17 +33,15 @@ class GrammarMasks:
         self, compiler: GrammarCompiler, num_rows: int, vocab_size: int, device: torch.device
     ) -> None:
         self._compiler = compiler
-        self._vocab_size = vocab_size
         self._device = device
         self._matchers: dict[int, LLMatcher] = {}
         self._failed: dict[LLMatcher, str] = {}
         self._bits = allocate_token_bitmask(num_rows, vocab_size)
-        self._blocked: Any = None  # (rows, V) bool, on a CPU
+        self._most = np.empty((4 * self._bits.shape[1], 8), np.float32)  # of one row, on a CPU
         self._worker: ThreadPoolExecutor | None = None
         self._executor: LLExecutor | None = None
         self._making: list[Future[None]] = []
         self._unread: list[tuple[list[tuple[int, LLMatcher]], torch.Tensor, Any]] = []
-        self._num_rows = num_rows
 
     @property
     def is_on(self) -> bool:
@@ -71,9 +75,9 @@ class GrammarMasks:
         making, self._making = self._making, []
         for made in making:
             made.result()
-        if logits.device.type == "cpu":
+        if self._device.type == "cpu":
             for i in at:
-                logits[i].masked_fill_(torch.from_numpy(self._blocked[rows[i]]), -torch.inf)
+                self._apply_on_cpu(logits[i], self._bits[rows[i]])
         else:
             self._apply_on_device(logits, at, [rows[i] for i in at])
         failed = {rows[i]: self._failed.get(self._matchers[rows[i]]) for i in at}
@@ -110,7 +114,6 @@ class GrammarMasks:
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="grammar-masks")
             self._executor = LLExecutor(None if self._device.type == "cuda" else 1)
-            self._blocked = np.zeros((self._num_rows, self._vocab_size), dtype=np.bool_)
         self._making.append(self._worker.submit(self._advance, moves))
 
     # --- on the thread of its own ---
@@ -133,9 +136,11 @@ class GrammarMasks:
             self._bits[row] = 0
             for id_ in self._compiler.eos_ids:
                 self._bits.view(np.uint32)[row, id_ // 32] |= np.uint32(1 << id_ % 32)
-        if self._device.type == "cpu":
-            allowed = np.unpackbits(self._bits[row].view(np.uint8), bitorder="little")
-            np.equal(allowed[: self._vocab_size], 0, out=self._blocked[row])
+
+    def _apply_on_cpu(self, logits: torch.Tensor, bits: np.ndarray) -> None:
+        """Set logits (V,) to -inf where a bit is 0; `masked_fill_` takes five times as long."""
+        np.take(_MOST, bits.view(np.uint8), axis=0, out=self._most, mode="clip")
+        logits.clamp_(max=torch.from_numpy(self._most.reshape(-1)[: len(logits)]))
 
     def _apply_on_device(
         self, logits: torch.Tensor, at: Sequence[int], rows: Sequence[int]

@@ -3,7 +3,7 @@
 import functools
 import gzip
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import httpx
@@ -179,14 +179,15 @@ GZIPPED = compressed(b'{"question": "a red rash"}')
         (GZIPPED + b"more", 400, "is not gzip"),
         (b"", 400, "not JSON"),
         (compressed(b"not json"), 400, "not JSON"),
-        (compressed(b" " * 2**29), 413, "at most 262144"),
+        (lambda: compressed(b" " * 2**27), 413, "at most 262144"),
         (compressed(b'{"question": "' + b"x" * 2**20 + b'"}'), 413, "at most 262144"),
         (compressed(b" " * 2**17) * 3, 413, "at most 262144"),
     ],
 )
 async def test_a_gzip_body_is_unpacked_within_the_limit(
-    client: httpx.AsyncClient, content: bytes, status: int, words: str
+    client: httpx.AsyncClient, content: bytes | Callable[[], bytes], status: int, words: str
 ) -> None:
+    content = content() if callable(content) else content
     for encoding in ("gzip", "X-GZIP"):
         headers = {"content-type": "application/json", "content-encoding": encoding}
         response = await client.post("/ask", content=content, headers=headers)

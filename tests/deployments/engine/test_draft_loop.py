@@ -11,6 +11,7 @@ from deployments.engine.core import EngineLimits
 from deployments.engine.decoder import DecoderInfo
 from deployments.engine.engine import Engine
 from deployments.engine.request import NO_DRAFTS, Request, SamplingParams, SchedulerOutput
+from deployments.engine.scheduling import scheduler
 from tests.deployments.engine.prefix_runs import Driver
 from tests.deployments.engine.test_step_engine import EOS, ScriptedStepDecoder, _Ready
 
@@ -85,8 +86,12 @@ class Speaker(ScriptedStepDecoder):
         max_size=6,
     ),
     st.integers(0, 1),
+    st.sampled_from([None, 1.3]),
 )
-def test_answers_are_the_same(shapes: list[tuple[int, int, int]], ahead: int) -> None:
+def test_answers_are_the_same(
+    shapes: list[tuple[int, int, int]], ahead: int, slowdown: float | None
+) -> None:
+    """Beside prompts that are read piece by piece, too."""
     requests = [
         Request("r", tuple(range(1, length + 1)), None, SamplingParams(tokens))
         for length, tokens, _ in shapes
@@ -94,9 +99,17 @@ def test_answers_are_the_same(shapes: list[tuple[int, int, int]], ahead: int) ->
     arrivals = [arrival for _, _, arrival in shapes]
     sides = []
     for tries in (False, True):
-        driver = Driver(Speaker(ahead), reuses_prefixes=False, tries_drafts=tries)
-        found = driver.run(requests, arrivals=arrivals)
-        driver.loop._scheduler.check_invariants()
+        driver = Driver(
+            Speaker(ahead),
+            reuses_prefixes=False,
+            tries_drafts=tries,
+            long_prompt_slowdown=slowdown,
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(scheduler, "LONG_PROMPT", 12)
+            patch.setattr(scheduler, "PIECE", 8)
+            found = driver.run(requests, arrivals=arrivals)
+            driver.loop._scheduler.check_invariants()
         sides.append((found.tokens, found.num_ended))
     assert sides[0] == sides[1]
     assert sides[0][1] == len(requests)

@@ -2,17 +2,23 @@
 step costs."""
 
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.engine.request import Request, SamplingParams
+from deployments.engine.request import Request, SamplingParams, SchedulerOutput
+from deployments.engine.row import EngineRow, Outbox
 from deployments.engine.scheduling import scheduler
+from deployments.engine.scheduling.loop import StepLoop
 from deployments.engine.scheduling.pacing import PIECE, Pacing
+from deployments.engine.scheduling.prefixes import PrefixCache
 from deployments.engine.scheduling.scheduler import Scheduler
+from tests.deployments.engine.test_step_engine import ScriptedStepDecoder, _Ready
 
+FIRST, PERIOD = 10, 50  # what the prompts of a timed decoder say over and over
 DECODE_S, TOKEN_S = 0.006, 0.00002  # as an 8B base on a GPU, about
 
 
@@ -63,11 +69,21 @@ class Device:
 
 
 def device(
-    slowdown: float | None, ahead: int = 1, prefill_tokens: int = 4096, rows: int = 8
+    slowdown: float | None,
+    ahead: int = 1,
+    prefill_tokens: int = 4096,
+    rows: int = 8,
+    prefixes: PrefixCache | None = None,
+    together: int = 1,
 ) -> Device:
     spread = None if slowdown is None else Pacing(slowdown, ahead)
     books = Scheduler(
-        (20_000,) * rows, prefill_tokens=prefill_tokens, can_split_prompts=True, pacing=spread
+        (20_000,) * rows,
+        prefill_tokens=prefill_tokens,
+        can_split_prompts=True,
+        prompts_together=together,
+        prefixes=prefixes,
+        pacing=spread,
     )
     return Device(books, ahead)
 
@@ -202,6 +218,213 @@ def test_a_pause_that_had_another_cause_is_forgotten() -> None:
         step(0.01)
         waited += 1
     assert 200 < waited < 1000
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_pieces_come_one_at_a_time(ahead: int) -> None:
+    """Though the time of a piece is seen only after the next step was scheduled."""
+    running = device(1.3, ahead)
+    running.decode(4000)
+    running.books.add(request(8192, 1, "b"), 0.0)
+    read = []
+    for number in range(100):
+        before = len(running.chunks)
+        running.step()
+        if len(running.chunks) > before:
+            read.append(number)
+    assert min(b - a for a, b in zip(read, read[1:], strict=False)) > 5
+
+
+@pytest.mark.parametrize("num_long", [8, 16])
+def test_long_prompts_that_wait_for_each_other_hold_no_rows(num_long: int) -> None:
+    running = device(1.3)
+    running.decode(200)
+    for _ in range(num_long):
+        running.books.add(request(8192, 100, "b"), 0.0)
+    for _ in range(3):
+        running.step()
+    for adapter in "ab":  # behind the long ones of its queue, too
+        short = running.books.add(request(64, 20, adapter), 0.0)
+        running.step()
+        assert short.num_scheduled == 1
+    running.read_until(8192)
+
+
+def test_nobody_is_held_back_for_a_crowd_of_long_prompts() -> None:
+    """Nothing decodes that would wait for a prompt's reading; each step reads 4,096 tokens."""
+    running = device(1.3, rows=4, together=4)
+    for _ in range(5):
+        running.books.add(request(16_000, 100, "b"), 0.0)
+    running.step()
+    short = running.books.add(request(64, 20), 0.0)
+    running.step()
+    assert short.num_scheduled == 1
+
+
+def test_long_prompts_are_read_in_turn_whoever_comes_later() -> None:
+    steps = []
+    for later in (0, 40):
+        running = device(1.3, rows=60)
+        running.decode(4000)
+        first = running.books.add(request(8192, 1, "b"), 0.0)
+        steps.append(0)
+        while not first.is_prefilled:
+            if steps[-1] < later:
+                running.books.add(request(8192, 1, "b"), 0.0)
+            running.step()
+            steps[-1] += 1
+    assert steps[0] == steps[1]
+
+
+def test_a_conversation_about_a_long_text_does_not_wait_for_other_long_prompts() -> None:
+    """Its history is held; what is left to read is short."""
+    running = device(1.3, prefixes=PrefixCache(lambda adapter: 0))
+    history = tuple(range(9000))
+    running.books.add(Request("r", history, "a", SamplingParams(1)), 0.0)
+    running.read_until(9000)
+    running.decode(4000)
+    running.books.add(Request("r", (7,) * 9000, "a", SamplingParams(1)), 0.0)
+    running.step()
+    asked = running.books.add(Request("r", (*history, 1, 2, 3), "a", SamplingParams(5)), 0.0)
+    running.step()
+    assert asked.num_scheduled == 1
+
+
+def test_a_short_prompt_does_not_wait_for_what_a_long_one_is_about_to_read() -> None:
+    running = device(1.3, prefixes=PrefixCache(lambda adapter: 0))
+    running.decode(4000)
+    text = tuple(range(100, 8292))
+    running.books.add(Request("r", text, "a", SamplingParams(1)), 0.0)
+    running.step()
+    short = running.books.add(Request("r", text[:3000], "a", SamplingParams(5)), 0.0)
+    same = running.books.add(Request("r", text, "a", SamplingParams(5)), 0.0)
+    running.step()
+    assert short.num_scheduled == 1
+    assert short.prefix is not None
+    running.read_until(8192)
+    assert same.row is None, "one as long waits: it would read the same"
+    running.read_until(8192)
+    assert same.prefix is not None
+    assert same.prefix.num_tokens == 8191
+
+
+class Timed(ScriptedStepDecoder):
+    """Steps take time, on a clock of its own."""
+
+    def __init__(self, ahead: int) -> None:
+        super().__init__(ahead)
+        self.capacities = (20_000,) * 3
+        self.now = self.end = 0.0
+        self.plans: list[SchedulerOutput] = []
+        self.loop = StepLoop(
+            self,
+            4096,
+            Outbox(lambda output: None),
+            lambda: self.now,
+            tries_drafts=True,
+            long_prompt_slowdown=1.3,
+        )
+
+    def ask(self, prompt: int, tokens: int) -> None:
+        ids = tuple(FIRST + i % PERIOD for i in range(prompt))
+        asked = Request("r", ids, "a", SamplingParams(tokens))
+        row = EngineRow(0, asked, Outbox(lambda output: None), frozenset(), lambda: self.now)
+        self.loop.step([row])
+
+    def steps_until(self, is_reached: Callable[[], bool]) -> int:
+        before = len(self.plans)
+        while not is_reached():
+            self.loop.step([])
+        return len(self.plans) - before
+
+    def step(self, plan: SchedulerOutput) -> _Ready:
+        self.plans.append(plan)
+        tokens = sum(chunk.stop - chunk.start for chunk in plan.prefill)
+        seconds = DECODE_S * bool(plan.decode) + TOKEN_S * tokens
+        self.end = end = max(self.now, self.end) + seconds
+        device, tokens_of = self, super().step(plan)
+
+        class Late(_Ready):
+            def wait(self) -> Mapping[int, int]:
+                device.now = max(device.now, end)
+                return tokens_of.wait()
+
+        return Late({})
+
+    def reads(self) -> bool:
+        return bool(self.plans[-1].prefill)
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_nobody_asking_anything_is_no_step(ahead: int) -> None:
+    decoder = Timed(ahead)
+    for _ in range(20):
+        decoder.ask(100, 2)
+        decoder.steps_until(lambda: not decoder.loop.has_work)
+        decoder.now += 1.0
+    decoder.ask(100, 90)
+    for _ in range(5):
+        decoder.loop.step([])
+    decoder.ask(8192, 1)
+    assert decoder.reads()
+    for _ in range(5):
+        decoder.loop.step([])
+        assert not decoder.reads(), "the piece before is not made up for"
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_task_between_two_steps_is_owed_to_nobody(ahead: int) -> None:
+    decoder = Timed(ahead)
+    decoder.ask(1000, 900)
+    decoder.steps_until(lambda: len(decoder.plans) == 12)
+    decoder.ask(8192, 1)
+    assert decoder.reads()
+    decoder.loop.pause()
+    decoder.now += 100.0
+    decoder.loop.step([])
+    assert decoder.steps_until(decoder.reads) < 20
+
+
+class Guessing(Timed):
+    """Says what its prompts say, so guesses are right."""
+
+    can_try_drafts = True
+    drafted_rows, draft_tokens = 1, 8
+
+    def __init__(self, ahead: int) -> None:
+        super().__init__(ahead)
+        self.said: list[float] = []  # when each token came
+
+    def step_drafts(self, lines: Mapping[int, Sequence[int]]) -> Mapping[int, list[int]]:
+        self.now = self.end = max(self.now, self.end) + DECODE_S
+        self.said += [self.now for line in lines.values() for _ in line]
+        for row, line in lines.items():
+            self.num_out[row] += len(line)
+        return {
+            row: [*line[1:], FIRST + (line[-1] - FIRST + 1) % PERIOD] for row, line in lines.items()
+        }
+
+    def step(self, plan: SchedulerOutput) -> _Ready:
+        ready = super().step(plan)
+        self.said += [self.end for _ in plan.decode]
+        return ready
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_answers_that_are_guessed_slow_down_no_more_than_others(ahead: int) -> None:
+    """A step that reads a piece gives them one token, and others give several."""
+    decoder = Guessing(ahead)
+    decoder.ask(80 * PERIOD, 80 * PERIOD)
+    while len(decoder.said) < 200:
+        decoder.loop.step([])
+    since, began, alone_s = len(decoder.said), decoder.said[-1], DECODE_S / decoder.draft_tokens
+    assert began - decoder.said[-1 - 8 * decoder.draft_tokens] == pytest.approx(8 * DECODE_S)
+    for _ in range(3):
+        decoder.ask(8192, 1)
+    decoder.steps_until(lambda: sum(plan.prefill != () for plan in decoder.plans) == 12)
+    # The last piece is not made up for yet.
+    taken_s = (decoder.said[-2] - began) / (len(decoder.said) - 1 - since)
+    assert 1.15 * alone_s < taken_s < 1.3 * alone_s
 
 
 @settings(max_examples=60, deadline=None)

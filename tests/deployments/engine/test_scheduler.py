@@ -130,6 +130,19 @@ def test_a_large_request_waits_for_a_large_row_and_is_not_overtaken_there() -> N
     assert [job.request.adapter for job in plan.admitted if job.row == 2] == ["b"]
 
 
+def test_what_waits_for_a_large_row_keeps_its_own_adapter_from_no_small_one() -> None:
+    books = scheduler((8, 8, 32), prefill_tokens=100)
+    holder = books.add(request("a", prompt=20, tokens=5), 0)
+    step(books)
+    large = books.add(request("a", prompt=20, tokens=5), 0)
+    small = [books.add(request("a", prompt=2, tokens=5), 0) for _ in range(40)]
+    assert step(books).admitted == tuple(small[:2])
+    while not holder.is_finished:
+        step(books)
+    step(books)
+    assert large.row == 2
+
+
 def test_a_flood_on_one_adapter_does_not_starve_another() -> None:
     books = scheduler((16,) * 2)
     flood = [books.add(request("a", tokens=4), 0) for _ in range(200)]

@@ -48,7 +48,7 @@ class ScriptedStepDecoder:
     def __init__(self, ahead: int = 0) -> None:
         self.num_steps_ahead = ahead
         self.num_prompts_together = 1 + ahead
-        self.capacities = CAPACITIES
+        self.capacities: tuple[int, ...] = CAPACITIES
         self.adapters = frozenset({"a", "b"})
         self.rows: dict[int, str | None] = {}
         self.prompts: dict[int, tuple[int, ...]] = {}

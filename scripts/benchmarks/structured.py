@@ -1,0 +1,156 @@
+"""Measure what it costs that answers keep to JSON schemas, in process.
+
+    python -m scripts.benchmark structured --weights auto --rank 16
+    python -m scripts.benchmark structured --model llama-8b-shape --device cuda --tokenizer FOLDER
+
+The same requests, all at once, in turn: without a schema (`plain`), all with one (`structured`),
+and every other one (`half`). No schema of the three can be met before the last token, so all
+answers have as many tokens. Tokens a second count from the first request to the last token, prompts
+included; a ratio is the median over turns of a side and the plain one beside it.
+
+A shape has no texts; `--tokenizer` names a folder with a tokenizer whose tokens stand for its ids.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scripts.arguments import positive
+from scripts.benchmarks.command import WEIGHTS, add_model_arguments, conditions, publish
+
+if TYPE_CHECKING:
+    from deployments.engine.engine import Engine
+    from deployments.engine.model_loader import Pretrained
+    from deployments.engine.request import Request
+
+_TEXT = {"type": "string", "maxLength": 24}
+_CODE = {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{1,3}$"}
+_ITEMS: tuple[dict[str, Any], ...] = (
+    {"name": _TEXT, "age": {"type": "integer", "minimum": 0, "maximum": 130}},
+    {"severity": {"enum": ["mild", "moderate", "severe"]}, "is_new": {"type": "boolean"}},
+    {"code": _CODE, "at": {"type": "string", "format": "date"}, "notes": {"type": "array"}},
+)
+_FEWEST_ITEMS = 1000  # each has ten tokens or more
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    add = parser.add_argument
+    add("--weights", choices=WEIGHTS, default="none", help="on a CPU")
+    add("--tokenizer", type=Path, help="folder; of a shape")
+    add("--adapters", type=positive, default=8, help="on the device; requests ask in turn")
+    add("--rows", type=positive, default=64, help="answers of one batch")
+    add("--prefill_tokens", type=positive, default=256, help="prompt tokens of a step")
+    add("--prompt_tokens", type=positive, default=64, help="of a request")
+    add("--output_tokens", type=positive, default=128, help="of a request")
+    add("--repeats", type=positive, default=5, help="the median counts")
+
+
+def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    import torch
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    load_before = os.getloadavg()
+    with tempfile.TemporaryDirectory() as scratch:
+        engine, plain = _engine(args, Path(scratch))
+    grammars = itertools.cycle([_grammar(properties) for properties in _ITEMS])
+    structured = [_sampled(each, grammar=next(grammars), min_tokens=0) for each in plain]
+    half = [pair[number % 2] for number, pair in enumerate(zip(plain, structured, strict=True))]
+    sides = {"plain": plain, "structured": structured, "half": half}
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat in range(args.repeats + 1):
+        for name, requests in sides.items():
+            seconds = _answer(engine, requests)
+            if repeat:
+                rates[name].append(args.rows * args.output_tokens / seconds)
+    found = {name: _summary(samples, rates["plain"]) for name, samples in rates.items()}
+    measured = {**conditions(args, load_before), "weights": engine.info.weights, "sides": found}
+    engine.close()
+    publish("structured", arguments, measured, out=args.out, lines=found.items())
+    return 0
+
+
+def _engine(args: argparse.Namespace, scratch: Path) -> "tuple[Engine, list[Request]]":
+    """Return an engine, and a request for each of its rows, none of which ends before its last
+    token."""
+    from deployments.engine.decoder_factory import FastLimits, build_decoder
+    from deployments.engine.model_runner import ModelRunner
+    from scripts.benchmarks.in_process.engine_runs import (
+        make_resident,
+        random_requests,
+        start_engine,
+    )
+    from scripts.benchmarks.in_process.random_adapters import make_random_adapters
+
+    base = _base(args)
+    shape = {"rank": args.rank, "targets": args.targets}
+    folders = make_random_adapters(base.model, scratch, num=args.adapters, **shape)
+    limits = FastLimits(args.rows, args.prompt_tokens + args.output_tokens, args.adapters)
+    decoder = build_decoder(base, "fast", limits, {}, weights=args.weights)
+    assert isinstance(decoder, ModelRunner), decoder.info.reason
+    requests = random_requests(
+        args.rows,
+        len(base.tokenizer),
+        prompt_tokens=(args.prompt_tokens, args.prompt_tokens),
+        output_tokens=(args.output_tokens, args.output_tokens),
+        adapters=make_resident(decoder, list(folders.values()), args.adapters),
+    )
+    endless = [_sampled(request, min_tokens=args.output_tokens) for request in requests]
+    return start_engine(decoder, endless, args.rows, args.prefill_tokens), endless
+
+
+def _base(args: argparse.Namespace) -> "Pretrained":
+    from transformers import AutoTokenizer
+
+    from scripts.benchmarks.bases.models import load_base
+
+    base = load_base(args.model, args.device, args.dtype)
+    if args.tokenizer is None:
+        return base
+    return dataclasses.replace(base, tokenizer=AutoTokenizer.from_pretrained(args.tokenizer))
+
+
+def _sampled(request: "Request", **changes: Any) -> "Request":
+    return dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, **changes))
+
+
+def _grammar(properties: Mapping[str, Any]) -> str:
+    """Return the grammar of a list of such objects, longer than any answer."""
+    from deployments.engine.structured.grammar import json_grammar
+
+    item = {
+        "type": "object",
+        "properties": properties,
+        "required": [*properties],
+        "additionalProperties": False,
+    }
+    return json_grammar({"type": "array", "items": item, "minItems": _FEWEST_ITEMS})
+
+
+def _answer(engine: "Engine", requests: "Sequence[Request]") -> float:
+    """Answer all at once; returns the seconds until the last has its last token."""
+    from scripts.benchmarks.in_process.engine_runs import answer_all
+
+    started = time.perf_counter()
+    asyncio.run(answer_all(engine, requests, len(requests)))
+    return time.perf_counter() - started
+
+
+def _summary(rates: Sequence[float], plain: Sequence[float]) -> dict[str, Any]:
+    ratios = [own / other for own, other in zip(rates, plain, strict=True)]
+    return {
+        "n": len(rates),
+        "tokens_per_s": round(statistics.median(rates), 1),
+        "tokens_per_s_samples": [round(rate, 1) for rate in rates],
+        "over_plain": round(statistics.median(ratios), 3),
+        "over_plain_samples": [round(ratio, 3) for ratio in ratios],
+    }
