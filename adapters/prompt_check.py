@@ -99,6 +99,20 @@ def unwritable(
     return None
 
 
+def not_in_vocabulary(encode: EncodePrompt, num_token_ids: int) -> tuple[str, int] | None:
+    """Return the first shape with a token that the base model has not, and its id; None if it has
+    all: a tokenizer may have been given more tokens than the model.
+
+    Args:
+        encode: what `unwritable` found nothing against.
+    """
+    for shape, messages in SHAPES.items():
+        largest = max(encode(messages, answer_language=None))
+        if largest >= num_token_ids:
+            return shape, largest
+    return None
+
+
 def goes_on(tokenizer: Any, eos_ids: Collection[int]) -> str | None:
     """Return why answers in the tokenizer's chat template may not end where they should. None: the
     token that it writes behind an answer ends one.

@@ -36,6 +36,7 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _NOT_FROM_HUB = ["consolidated*", "original/*", "onnx/*"]
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
 _OLD_T5 = "T5WithLMHeadModel"  # as the first transformers called it; t5-3b and t5-11b still say so
+_ADAPTER, _GENERATION = "adapter_config.json", "generation_config.json"
 _OTHER_SENSES = ("vision_config", "audio_config")
 _SEQ2SEQ = (
     "T5ForConditionalGeneration",
@@ -119,10 +120,11 @@ def family_of(path: Path) -> Family:
     """Return the family of the model in a folder, from its config.json.
 
     Raises:
-        BaseModelError: no readable config.json, no safetensors, or an architecture that is
-            neither a causal language model nor an encoder-decoder of these.
+        BaseModelError: no readable config.json, no safetensors, an architecture that is neither a
+            causal language model nor an encoder-decoder of these, or an adapter beside it.
     """
     config = _read_config(path)
+    _check_beside(path)
     architectures = config.get("architectures") or []
     family: Family | None = None
     if any(name in (*_SEQ2SEQ, _OLD_T5) for name in architectures):
@@ -181,6 +183,29 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise BaseModelError(f"base_model: {file} is not a JSON object")
     return config
+
+
+def _check_beside(path: Path) -> None:
+    """Refuse what transformers would do with other files of a base model's folder without a word:
+    put an adapter into the base, or leave out a generation_config.json that is no JSON object."""
+    if (path / _ADAPTER).is_file():
+        raise BaseModelError(
+            f"base_model: {path} holds an adapter too ({_ADAPTER}), which transformers would put "
+            f"into the base for all: move {_ADAPTER} and adapter_model.safetensors to a folder of "
+            "their own"
+        )
+    file = path / _GENERATION
+    if not file.is_file():
+        return
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BaseModelError(
+            f"base_model: {file} cannot be read ({error}), and it says which tokens end an answer: "
+            "correct it, copy it again, or delete it if config.json says so too"
+        ) from None
+    if not isinstance(found, dict):
+        raise BaseModelError(f"base_model: {file} is not a JSON object: copy it again")
 
 
 def _from_hub(name: str) -> Path:

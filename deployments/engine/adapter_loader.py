@@ -21,6 +21,7 @@ from deployments.engine.lora.peft_reader import PeftReader
 from deployments.engine.lora.pool import BASE_SLOT, LoraPool
 from deployments.engine.lora.stacks import PackedLora
 from deployments.engine.models.base import Model
+from deployments.engine.models.embedding import Embedding
 
 logger = logging.getLogger(__name__)
 
@@ -52,26 +53,42 @@ class AdapterProbe:
         self._new_cache = new_cache
         self._base: torch.Tensor | None = None
 
-    def effect(self, slot: int) -> float:
+    def effect(self, slot: int, last: int | None = None) -> float:
         """Return the largest difference from the base's logits, as a share of its largest logit.
 
         At most NOISE if the adapter does nothing; not finite if its logits are not.
-        """
-        if self._base is None:
-            self._base = self._logits(BASE_SLOT)
-        difference = (self._logits(slot) - self._base).abs().max()
-        return float(difference / self._base.abs().max())
 
-    def _logits(self, slot: int) -> torch.Tensor:
+        Args:
+            last: the probe's last token, for an adapter that may change single tokens alone.
+        """
+        base = self._base if last is None else self._logits(BASE_SLOT, last)
+        if base is None:
+            base = self._base = self._logits(BASE_SLOT)
+        difference = (self._logits(slot, last) - base).abs().max()
+        return float(difference / base.abs().max())
+
+    def most_embedded(self, weights: PackedLora) -> int | None:
+        """Return the token whose embedding an adapter changes most; None if it changes none's."""
+        ends = {own.base.path for own in self._model.lora_layers if isinstance(own.base, Embedding)}
+        pieces = iter(weights.pieces())
+        for path, rank, inner, _, magnitudes in weights.shapes:
+            a, _ = next(pieces), next(pieces)
+            if magnitudes:
+                next(pieces)
+            if path in ends:
+                return int(a.view(rank, inner).float().abs().sum(0).argmax())
+        return None
+
+    def _logits(self, slot: int, last: int | None = None) -> torch.Tensor:
         """Return the logits (1, V) in float32."""
         if self._decode_graphs is None or self._prompt_graphs is None:
-            return self._launched(slot)
-        return self._replayed(slot, self._decode_graphs, self._prompt_graphs)
+            return self._launched(slot, last)
+        return self._replayed(slot, self._decode_graphs, self._prompt_graphs, last)
 
-    def _launched(self, slot: int) -> torch.Tensor:
+    def _launched(self, slot: int, last: int | None = None) -> torch.Tensor:
         """Run the probe uncaptured, in a new KV cache."""
         cache = self._new_cache(2 * NUM_TOKENS)
-        inputs = self._inputs(0, slot)
+        inputs = self._inputs(0, slot, last)
         lora = self._model.lora_batch(self._lora_pool, [slot], [NUM_TOKENS])
         prompt = inputs.on(self._model.device, is_invariant=self._model.is_invariant)
         hidden = self._model.prefill(cache, prompt, lora)[-1:]
@@ -84,22 +101,27 @@ class AdapterProbe:
         # The next step may overwrite them.
         return self._model.logits(hidden, one).to(torch.float32, copy=True)
 
-    def _replayed(self, slot: int, decode: DecodeGraphs, prompts: PrefillGraphs) -> torch.Tensor:
+    def _replayed(
+        self, slot: int, decode: DecodeGraphs, prompts: PrefillGraphs, last: int | None
+    ) -> torch.Tensor:
         """Run the probe by captured graphs, behind the padding in the scratch row."""
-        states = prompts.replay(self._inputs(prompts.scratch_start, slot))
+        states = prompts.replay(self._inputs(prompts.scratch_start, slot, last))
         if self._start_id is None:
             one = self._model.lora_batch(self._lora_pool, [slot])
             return self._model.logits(states[-1:], one).float()
         logits = decode.replay_scratch(self._start_id, NUM_TOKENS, slot)
         return logits.to(torch.float32, copy=True)  # the next replay overwrites them
 
-    def _inputs(self, row_start: int, slot: int) -> PrefillInputs:
+    def _inputs(self, row_start: int, slot: int, last: int | None) -> PrefillInputs:
         """Return the probe, to be cached at the end of a row of 2 * NUM_TOKENS positions."""
         begin = row_start + NUM_TOKENS
         numbers = torch.arange(NUM_TOKENS)
+        tokens = (7 + 13 * numbers) % self._model.vocab_size
+        if last is not None:
+            tokens[-1] = last
         lines = torch.stack(
             [
-                (7 + 13 * numbers) % self._model.vocab_size,
+                tokens,
                 numbers,
                 begin + numbers,
                 torch.full_like(numbers, slot),
@@ -157,7 +179,7 @@ class AdapterLoader:
     def _probed_slot(self, name: str, weights: PackedLora) -> int:
         """Load the weights into a free slot, check that they change the logits, return the slot."""
         slot = self.lora_pool.load_slot(name, weights)
-        effect = self._probe.effect(slot)
+        effect = self._probe.effect(slot, self._probe.most_embedded(weights))
         if not math.isfinite(effect):
             raise AdapterHasNoEffect(
                 f"adapter '{name}' makes the logits infinite or NaN: train it again, or "

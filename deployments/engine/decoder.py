@@ -41,6 +41,7 @@ class DecoderInfo:
     refuses: Mapping[str, str] = field(default_factory=dict)  # what it cannot do, by field, and why
     side_positions: int | None = None  # of a prompt and of an answer, each; None: not bounded
     forces_end: bool = False  # the last token that an answer may have ends it, whatever it was
+    num_token_ids: int | None = None  # that the base model has an embedding of; None: not known
 
     def room_after(self, num_prompt_tokens: int) -> int | None:
         """Return how many tokens an answer may have behind a prompt; None: not bounded."""

@@ -307,6 +307,7 @@ def _build_fast(
         refuses=refused_features(base),
         side_positions=base.side_positions,
         forces_end=base.forced.last is not None,
+        num_token_ids=base.num_token_ids,
         weights=weights.reason,
         batch_invariant=invariance.is_on,
         batch_invariant_reason=invariance.reason,

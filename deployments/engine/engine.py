@@ -27,6 +27,7 @@ from deployments.engine.errors import (
     UnknownAdapter,
     check_features,
     check_scores,
+    check_token_ids,
 )
 from deployments.engine.output import Pace, RequestState
 from deployments.engine.request import FinishReason, Request, StepOutput, TokenEvent
@@ -156,6 +157,8 @@ class Engine:
         longest = info.longest_prompt(limits.max_input_tokens)
         if num_prompt_tokens > longest:
             raise PromptTooLong(num_prompt_tokens, longest)
+        if info.num_token_ids is not None:
+            check_token_ids(request.prompt_ids, info.num_token_ids)
         check_features(request.sampling, info.refuses)
         check_scores(request.sampling, num_prompt_tokens)
         max_tokens = request.sampling.max_tokens

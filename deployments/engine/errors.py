@@ -70,6 +70,18 @@ class BadPromptToken(RequestRefused):
         super().__init__(f"position {position}: {reason}")
 
 
+def check_token_ids(prompt_ids: Sequence[int], num_token_ids: int) -> None:
+    """Raise BadPromptToken if a prompt has a token that the base model has no embedding of."""
+    if not prompt_ids or max(prompt_ids) < num_token_ids:
+        return
+    position = next(i for i, token_id in enumerate(prompt_ids) if token_id >= num_token_ids)
+    raise BadPromptToken(
+        position,
+        f"token id {prompt_ids[position]} is not in the base model's vocabulary, which has the ids "
+        f"0 to {num_token_ids - 1}; its tokenizer has more: leave that token out",
+    )
+
+
 class PromptTooLong(RequestRefused):
     code = "prompt_too_long"
     param = "question"

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +73,12 @@ class Pretrained:
     with_bitsandbytes: bool = False
     forced: ForcedTokens = ForcedTokens()
     side_positions: int | None = None
+
+    @property
+    def num_token_ids(self) -> int:
+        """Return how many tokens it has an embedding of; its tokenizer may have more, or fewer."""
+        embedding: Any = self.model.get_input_embeddings()
+        return int(embedding.num_embeddings)
 
 
 def choose_precision(dtype: Dtype, device: str) -> Precision:
@@ -248,19 +255,50 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
     """Return the ids that end an answer, from generation config, else config, else tokenizer."""
     for source in (model.generation_config, model.config, tokenizer):
         eos = getattr(source, "eos_token_id", None)
-        if eos is not None:
-            return frozenset(eos if isinstance(eos, list | tuple) else [eos])
+        if eos is not None and eos != []:
+            return _checked_eos(eos if isinstance(eos, list | tuple) else [eos], model)
     raise ValueError(
         "the base model names no end-of-sequence token (eos_token_id) in generation_config.json, "
         "config.json or its tokenizer: add it, or its answers would never end"
     )
 
 
+def _checked_eos(eos: Sequence[Any], model: PreTrainedModel) -> frozenset[int]:
+    """Return the ids that end an answer.
+
+    Raises:
+        ValueError: one is no number, or the model has none of them.
+    """
+    size = _vocab_size(model)
+    is_number = all(isinstance(id_, int) and not isinstance(id_, bool) for id_ in eos)
+    if not is_number or not any(0 <= id_ < size for id_ in eos):
+        raise ValueError(
+            f"the base model's eos_token_id is {list(eos)!r}, and its vocabulary has the ids 0 to "
+            f"{size - 1}: its answers would never end; correct it in generation_config.json, else "
+            "in config.json"
+        )
+    if strange := [id_ for id_ in eos if not 0 <= id_ < size]:
+        logger.warning(
+            "the base model's eos_token_id has %s, which its vocabulary of %d has not: answers end "
+            "with the others",
+            strange,
+            size,
+        )
+    return frozenset(eos)
+
+
+def _vocab_size(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
 def _pad_id(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int]
 ) -> int:
+    """Return what fills prompts up. Many tokenizers have a token for it that the model has not, and
+    the first Llama's config.json says -1."""
+    size = _vocab_size(model)
     for source in (tokenizer, model.config):
         pad = getattr(source, "pad_token_id", None)
-        if pad is not None and pad >= 0:  # the first Llama's config.json says -1
+        if pad is not None and 0 <= pad < size:
             return int(pad)
-    return min(eos_ids)
+    return min(id_ for id_ in eos_ids if 0 <= id_ < size)

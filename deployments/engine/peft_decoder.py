@@ -53,6 +53,8 @@ from deployments.engine.structured.vocabulary import Vocabulary, no_structure
 
 logger = logging.getLogger(__name__)
 
+_MOST_CHANGED = 16  # tokens of a probe that an adapter was trained on
+
 
 class PeftDecoder:
     """Implement GroupDecoder (decoder.py). Not thread-safe: one thread at a time."""
@@ -91,7 +93,7 @@ class PeftDecoder:
         if why_not := no_structure(base):
             self._refused["structure"] = why_not
         self._decoder_start_id, self._forced = base.decoder_start_id, base.forced
-        self._side_positions = base.side_positions
+        self._side_positions, self._num_token_ids = base.side_positions, base.num_token_ids
         # The folder's own generation defaults (a temperature, a repetition penalty) would be mixed
         # into each request's parameters, so they are replaced by greedy ones.
         base.model.generation_config = self._generation_config(SamplingParams(max_tokens=1), 1)
@@ -112,6 +114,7 @@ class PeftDecoder:
             refuses=self._refused,
             side_positions=self._side_positions,
             forces_end=self._forced.last is not None,
+            num_token_ids=self._num_token_ids,
         )
 
     def load_adapter(self, name: str, directory: Path) -> None:
@@ -329,8 +332,22 @@ class PeftDecoder:
         )
 
     def _probe_ids(self, name: str) -> list[int]:
-        """Return 8 fixed tokens, with those behind them that the adapter waits for."""
-        return [*((7 + 13 * i) % self._vocab_size for i in range(8)), *self._awaited(name)]
+        """Return 8 fixed tokens, behind them some that the adapter may change alone, and those that
+        it waits for."""
+        fixed = [(7 + 13 * i) % self._vocab_size for i in range(8)]
+        return [*fixed, *self._changed_tokens(name)[:_MOST_CHANGED], *self._awaited(name)]
+
+    def _changed_tokens(self, name: str) -> list[int]:
+        """Return tokens whose embedding an adapter changes, and may change no other's."""
+        assert self._peft is not None, f"{name} was never loaded"
+        inner = self._names[name]
+        trained = getattr(self._peft.peft_config[inner], "trainable_token_indices", None) or []
+        lists = trained.values() if isinstance(trained, dict) else [trained]
+        found = [token for own in lists for token in own]
+        for module in self._base.modules():
+            if isinstance(module, LoraLayer) and inner in module.lora_embedding_A:
+                found.insert(0, int(module.lora_embedding_A[inner].abs().sum(0).argmax()))
+        return found
 
     def _awaited(self, name: str) -> list[int]:
         """Return the tokens from which on an adapter acts (aLoRA); empty if it always does."""

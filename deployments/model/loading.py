@@ -11,9 +11,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
-from adapters.bases.models import resolve_base_model
+from adapters.bases.models import BaseModelError, resolve_base_model
 from adapters.catalog import Catalog
-from adapters.prompt_check import EncodePrompt, checked_entry, encoder_of, goes_on, unwritable
+from adapters.prompt_check import (
+    EncodePrompt,
+    checked_entry,
+    encoder_of,
+    goes_on,
+    not_in_vocabulary,
+    unwritable,
+)
 from adapters.seed_check import AdapterError
 from adapters.store import AdapterStore
 from adapters.token_prompts import BadTokenId, decode_prompts, encode_text
@@ -215,6 +222,16 @@ class _Parts:
     ) -> LoadedModel:
         engine, base_model = self._settings.engine, self._settings.base_model
         entry = self._store.seed.base_model(base_model, family=self._family)
+        size = info.num_token_ids
+        if size is not None and (found := not_in_vocabulary(encode, size)):
+            shape, token_id = found
+            raise BaseModelError(
+                f"base_model: {base_model!r} has the token ids 0 to {size - 1}, and its prompt "
+                f"format '{entry.prompt_format}' writes {shape} with the id {token_id} "
+                f"({tokenizer.convert_ids_to_tokens(token_id)!r}): serve the base that was saved "
+                "with that tokenizer, or set another prompt_format under base_models of the "
+                "catalogue"
+            )
         if entry.prompt_format == "chat" and (why := goes_on(tokenizer, info.eos_ids)):
             logger.warning("%s", why)
         make_manager = functools.partial(

@@ -121,6 +121,7 @@ class PeftReader:
     ) -> None:
         self._skeleton, self._ends = skeleton, ends or {}
         self._vocabulary = base_copies.vocabulary_of(skeleton)
+        self._reads_images = any(name == IMAGES for name, _ in skeleton.named_modules())
         self._may_adapt_ends, self._may_rescale = may_adapt_ends, may_rescale
         self._lock = threading.Lock()
         self._layers: dict[str, dict[str, _InjectedLayer]] = {}
@@ -195,9 +196,11 @@ class PeftReader:
                     problems.append(f"{path} has no {_MAGNITUDE} of ({layer.out_features},)")
                 elif path in pairs:
                     pairs[path] = replace(pairs[path], magnitude=magnitude.float())
-        config, images = read_config(directory), f"{_PREFIX}{IMAGES}"
+        config, images = read_config(directory), f"{_PREFIX}{IMAGES}."
+        if self._reads_images:
+            tensors = {n: tensor for n, tensor in tensors.items() if not n.startswith(images)}
         used = tuple(part for field, part in TRAINING_ONLY.items() if config.get(field) is not None)
-        left = [n for n in tensors if not n.startswith(images) and not any(p in n for p in used)]
+        left = [name for name in tensors if not any(part in name for part in used)]
         problems += [f"{name} belongs to no adapted layer" for name in left]
         if problems:
             raise AdapterNotSupported(directory, problems, _FILE_HINT)
@@ -206,7 +209,8 @@ class PeftReader:
     def _layers_of(self, config: LoraConfig) -> dict[str, _InjectedLayer]:
         """Return PEFT's layers of this configuration by module path."""
         fields = {k: v for k, v in config.to_dict().items() if k not in WITHOUT_EFFECT}
-        key = json.dumps(fields, sort_keys=True, default=sorted)
+        # As they stand: of two patterns that fit a layer PEFT takes the first.
+        key = json.dumps(fields, default=sorted)
         with self._lock:
             if key not in self._layers:
                 self._layers[key] = self._inject(config)

@@ -78,6 +78,13 @@ PHI_3 = {
         (lambda b: index(b), "lists no weights"),
         (write("model.safetensors.index.json", b"{"), "cannot be read"),
         (remove("tokenizer.json"), "has no tokenizer"),
+        (
+            write("generation_config.json", b'{"eos_token_id": [2, 5],}'),
+            "which tokens end an answe",
+        ),
+        (write("generation_config.json", b""), "generation_config.json cannot be read"),
+        (write("generation_config.json", b"[2]"), "generation_config.json is not a JSON object"),
+        (write("adapter_config.json", b"{}"), "transformers would put into the base for all"),
         (write("tokenizer.json", b"{cut"), "tokenizer.json cannot be read"),
         (lambda b: config(b, architectures=["BertModel"]), "architecture"),
         (lambda b: config(b, model_type="lama"), "lama"),

@@ -12,6 +12,7 @@ from deployments.engine.core import MAX_FAILURES_IN_A_ROW, TASK_TIMEOUT_S, Engin
 from deployments.engine.decoder import DecoderInfo, RowSink
 from deployments.engine.engine import Engine
 from deployments.engine.errors import (
+    BadPromptToken,
     EngineStopped,
     OutputTooLong,
     PromptTooLong,
@@ -36,9 +37,9 @@ class ScriptedDecoder:
 
     @property
     def info(self) -> DecoderInfo:
-        return DecoderInfo(
-            "scripted", "test", "cpu", "none", 64, frozenset({EOS}), frozenset({"a", "b"})
-        )
+        names = frozenset({"a", "b"})
+        about = DecoderInfo("scripted", "test", "cpu", "none", 64, frozenset({EOS}), names)
+        return dataclasses.replace(about, num_token_ids=256)
 
     def set_adapter(self, name: str | None) -> None:
         self._adapter = name
@@ -216,6 +217,15 @@ async def test_refusals_name_the_numbers(engine: Engine) -> None:
         await collect(engine.generate(request("hello", max_tokens=60)))
     with pytest.raises(UnknownAdapter, match=r"'zebra'.*loaded: a, b"):
         await collect(engine.generate(request("hello", "zebra")))
+
+
+async def test_a_token_that_the_model_has_not_is_refused_before_any_step(engine: Engine) -> None:
+    """Its tokenizer has it: an embedding that is looked up behind its end fails for the batch."""
+    asked = dataclasses.replace(request("hello"), prompt_ids=(104, 255, 256))
+    with pytest.raises(BadPromptToken, match=r"position 2: token id 256 .* the ids 0 to 255;"):
+        await collect(engine.generate(asked))
+    answer = await collect(engine.generate(dataclasses.replace(asked, prompt_ids=(104, 105))))
+    assert only_terminal(answer).error is None
 
 
 async def test_a_full_queue_refuses_and_the_accepted_run_on(

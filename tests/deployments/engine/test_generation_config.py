@@ -2,11 +2,12 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from deployments.engine import model_loader
 from deployments.engine.model_loader import load_pretrained
@@ -60,6 +61,41 @@ def test_what_is_not_followed_is_named(
     found = [r.getMessage() for r in caplog.records if "generation_config" in r.getMessage()]
     assert len(found) == bool(said)
     assert all(part in found[0] for part in said)
+
+
+@pytest.fixture
+def base_dir(tiny_llama_dir: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_llama_dir, tmp_path / "base"))
+
+
+def ends(base: Path, eos: object) -> None:
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+
+
+@pytest.mark.parametrize("eos", [-1, 99_999, "2", [-1, 99_999], ["2"]])
+def test_ends_that_the_model_has_not_are_refused(base_dir: Path, eos: object) -> None:
+    ends(base_dir, eos)
+    with pytest.raises(ValueError, match=r"eos_token_id is .*: its answers would never end"):
+        load_pretrained(base_dir, "causal", device="cpu", dtype="float32")
+
+
+def test_some_ends_of_a_base_may_be_unknown_and_an_empty_list_names_none(base_dir: Path) -> None:
+    ends(base_dir, [5, 99_999])
+    loaded = load_pretrained(base_dir, "causal", device="cpu", dtype="float32")
+    assert loaded.eos_ids == {5, 99_999}
+    ends(base_dir, [])
+    loaded = load_pretrained(base_dir, "causal", device="cpu", dtype="float32")
+    assert loaded.eos_ids == {loaded.model.config.eos_token_id}
+
+
+def test_padding_of_the_tokenizer_alone_is_not_the_models(base_dir: Path) -> None:
+    """A `[PAD]` that was added without resizing the embeddings."""
+    tokenizer = AutoTokenizer.from_pretrained(base_dir)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(base_dir)
+    loaded = load_pretrained(base_dir, "causal", device="cpu", dtype="float32")
+    assert loaded.tokenizer.pad_token_id == loaded.num_token_ids
+    assert loaded.pad_id < loaded.num_token_ids
 
 
 def test_every_field_of_transformers_is_one_that_we_know() -> None:

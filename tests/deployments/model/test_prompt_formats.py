@@ -134,6 +134,22 @@ async def test_a_template_that_cannot_be_used_stops_the_start(
         ClinicInProcess(base, catalog, tmp_path / "state")
 
 
+async def test_a_template_whose_tokens_the_base_has_not_stops_the_start(
+    tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    """A tokenizer that was given tokens, beside a base whose embeddings were not resized."""
+    template = "{% for m in messages %}<|turn|>{{ m.content }}{% endfor %}"
+    base = with_template(tiny_llama_dir, tmp_path / "base", template)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    tokenizer.save_pretrained(base)
+    size = json.loads((base / "config.json").read_text())["vocab_size"]
+    catalog = make_catalog(tmp_path / "catalog", base, prompt_format="chat", adapters={"derm": "d"})
+    said = rf"has the token ids 0 to {size - 1}, .* with the id {size} \('<\|turn\|>'\)"
+    with pytest.raises(BaseModelError, match=said):
+        ClinicInProcess(base, catalog, tmp_path / "state")
+
+
 async def test_an_adapters_own_format_is_tried_on_the_base(
     tiny_llama_dir: Path, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from adapters.validation import check_adapter
 from deployments.engine.cpu.intrinsics import byte_instructions
-from deployments.engine.decoder_factory import FastLimits, build_decoder
+from deployments.engine.decoder_factory import Choice, FastLimits, build_decoder
 from deployments.engine.errors import AdapterNotSupported, FastDecoderImpossible
 from deployments.engine.lora import peft_features
 from deployments.engine.lora.peft_features import unsupported_features
@@ -56,6 +56,68 @@ def test_every_field_of_peft_is_in_one_of_the_lists() -> None:
     listed = frozenset().union(*lists)
     assert sum(map(len, lists)) == len(listed), "a field is in two lists"
     assert {field.name for field in dataclasses.fields(LoraConfig)} <= listed
+
+
+def test_adapters_whose_patterns_differ_in_order_alone_are_two(
+    base_dir: Path, plain: Path, tmp_path: Path
+) -> None:
+    """PEFT takes the first pattern that fits a layer, and configurations are kept."""
+    patterns = [("q_proj", 40), (r".*\.layers\.1\..*", 1)]
+    folders = {
+        "one": changed_config(plain, tmp_path / "one", alpha_pattern=dict(patterns)),
+        "two": changed_config(plain, tmp_path / "two", alpha_pattern=dict(reversed(patterns))),
+    }
+    decoder = build_decoder(load(base_dir), "fast", LIMITS, folders)
+    assert isinstance(decoder, ModelRunner)
+    for name, folder in folders.items():
+        decoder.load_adapter(name, folder)
+    oracle = Oracle(base_dir, folders)
+    expected = {name: oracle.generate(PROMPT, name, 12) for name in folders}
+    assert expected["one"] != expected["two"], "nothing would be tested"
+    assert {name: answer(decoder, name) for name in folders} == expected
+
+
+@pytest.mark.parametrize("choice", ["fast", "reference"])
+def test_an_adapter_that_changes_one_token_has_an_effect(choice: Choice, tmp_path: Path) -> None:
+    """The output layer is one of its own, so nothing else of the probe is changed."""
+    base = make_tiny_qwen2(tmp_path / "base")
+    folder = make_adapter(
+        base, tmp_path / "one", base_name="b", seed=3, targets=["embed_tokens"], std=0.5
+    )
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    a = tensors["base_model.model.model.embed_tokens.lora_embedding_A"]
+    a[:, torch.arange(a.shape[1]) != 301] = 0
+    save_file(tensors, file)
+    decoder = build_decoder(load(base), choice, LIMITS, {"one": folder})
+    decoder.load_adapter("one", folder)
+    assert decoder.info.adapters == {"one"}
+
+
+def test_trained_tokens_that_are_none_of_the_probes_have_an_effect(tmp_path: Path) -> None:
+    base = make_tiny_qwen2(tmp_path / "base")
+    folder = make_adapter(
+        base, tmp_path / "one", base_name="b", seed=3, std=1e-30, trainable_token_indices=[301]
+    )
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({n: t + 1.0 if "trainable" in n else t for n, t in tensors.items()}, file)
+    assert any("trainable" in name for name in tensors)
+    decoder = build_decoder(load(base), "reference", LIMITS, {"one": folder})
+    decoder.load_adapter("one", folder)
+    assert decoder.info.adapters == {"one"}
+
+
+def test_tensors_for_images_are_refused_by_a_base_that_reads_none(
+    base_dir: Path, plain: Path, tmp_path: Path
+) -> None:
+    folder = changed_config(plain, tmp_path / "images")
+    file = folder / "adapter_model.safetensors"
+    name = "base_model.model.model.encoder.vision_tower.fc.lora_A.weight"
+    save_file(load_file(file) | {name: torch.ones(4, 4)}, file)
+    decoder = build_decoder(load(base_dir), "fast", LIMITS, {})
+    with pytest.raises(AdapterNotSupported, match=r"vision_tower.* belongs to no adapted layer"):
+        decoder.load_adapter("images", folder)
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True")
