@@ -4,6 +4,7 @@ A captured step runs the probe where there is one: kernels launched one by one w
 running answers by ten of their steps.
 """
 
+import itertools
 import logging
 import math
 from collections.abc import Callable
@@ -72,9 +73,7 @@ class AdapterProbe:
         ends = {own.base.path for own in self._model.lora_layers if isinstance(own.base, Embedding)}
         pieces = iter(weights.pieces())
         for path, rank, inner, _, magnitudes in weights.shapes:
-            a, _ = next(pieces), next(pieces)
-            if magnitudes:
-                next(pieces)
+            a, *_ = itertools.islice(pieces, 3 if magnitudes else 2)
             if path in ends:
                 return int(a.view(rank, inner).float().abs().sum(0).argmax())
         return None
@@ -119,14 +118,7 @@ class AdapterProbe:
         tokens = (7 + 13 * numbers) % self._model.vocab_size
         if last is not None:
             tokens[-1] = last
-        lines = torch.stack(
-            [
-                tokens,
-                numbers,
-                begin + numbers,
-                torch.full_like(numbers, slot),
-            ]
-        )
+        lines = torch.stack([tokens, numbers, begin + numbers, torch.full_like(numbers, slot)])
         first_key = 0 if self._model.keeps_prompts_at_end else begin
         return PrefillInputs(lines, (Segment(0, NUM_TOKENS, 0, first_key, NUM_TOKENS),))
 
