@@ -54,7 +54,7 @@ def decoder_engine(tiny_catalogs: Catalogs) -> Iterator[Engine]:
 
 def asked(n: int, grammar: str | None, **params: Any) -> Request:
     rng = random.Random(n)
-    prompt = tuple(rng.randrange(3, 300) for _ in range(rng.randint(2, 30)))
+    prompt = tuple(rng.randrange(3, 100) for _ in range(rng.randint(2, 30)))
     sampling = SamplingParams(**{"max_tokens": 250, "grammar": grammar} | params)
     return Request(f"r{n}", prompt, SIDES[n % 3], sampling)
 
