@@ -1,5 +1,6 @@
 """Which tokens each row may pick next, found while the model computes its next step."""
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -26,7 +27,8 @@ class GrammarMasks:
     """Keep a matcher for each row that asks. One thread calls it, besides its own.
 
     A row's mask is made by a thread of its own (llguidance lets go of Python's lock), from when the
-    row's token is known until the next step's logits are.
+    row's token is known until the next step's logits are. On a CPU whose cores all compute the step
+    it is made before that: the step's threads would wait for the one that gives up its core.
     """
 
     def __init__(
@@ -38,6 +40,8 @@ class GrammarMasks:
         self._failed: dict[LLMatcher, str] = {}
         self._bits = allocate_token_bitmask(num_rows, vocab_size)
         self._most = np.empty((4 * self._bits.shape[1], 8), np.float32)  # of one row, on a CPU
+        num_cores = len(os.sched_getaffinity(0))
+        self._are_cores_free = device.type != "cpu" or torch.get_num_threads() < num_cores
         self._worker: ThreadPoolExecutor | None = None
         self._executor: LLExecutor | None = None
         self._making: list[Future[None]] = []
@@ -114,7 +118,10 @@ class GrammarMasks:
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="grammar-masks")
             self._executor = LLExecutor(None if self._device.type == "cuda" else 1)
-        self._making.append(self._worker.submit(self._advance, moves))
+        if self._are_cores_free:
+            self._making.append(self._worker.submit(self._advance, moves))
+        else:
+            self._advance(moves)
 
     # --- on the thread of its own ---
 
