@@ -11,12 +11,10 @@ token. One random adapter; no prompt comes twice.
 """
 
 import argparse
-import asyncio
 import os
 import random
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,15 +93,6 @@ def _request(token_ids: Sequence[int], tenant: str) -> "Request":
     return Request("r", tuple(token_ids), "a0", SamplingParams(1), tenant=tenant)
 
 
-def _answer(engine: "Engine", requests: "Sequence[Request]") -> float:
-    """Answer all at once; returns the seconds until the last has its first token."""
-    from scripts.benchmarks.in_process.engine_runs import answer_all
-
-    started = time.perf_counter()
-    asyncio.run(answer_all(engine, requests, len(requests)))
-    return time.perf_counter() - started
-
-
 def _first_token(
     engine: "Engine",
     args: argparse.Namespace,
@@ -112,12 +101,16 @@ def _first_token(
     *,
     is_kept: bool,
 ) -> dict[str, Any]:
+    from scripts.benchmarks.in_process.engine_runs import seconds_to_answer
+
     seconds: dict[str, list[float]] = {"same": [], "other": []}
     for repeat in range(args.repeats + 1):
         for tenant, found in seconds.items():
             common = tokens(length)
-            _answer(engine, [_request(common + tokens(0 if is_kept else 2 * args.own), "same")])
-            took = _answer(engine, [_request(common + tokens(args.own), tenant)])
+            seconds_to_answer(
+                engine, [_request(common + tokens(0 if is_kept else 2 * args.own), "same")]
+            )
+            took = seconds_to_answer(engine, [_request(common + tokens(args.own), tenant)])
             if repeat:
                 found.append(took)
     return {
@@ -130,6 +123,8 @@ def _first_token(
 def _streams(
     engine: "Engine", args: argparse.Namespace, tokens: Callable[[int], list[int]]
 ) -> dict[str, Any]:
+    from scripts.benchmarks.in_process.engine_runs import seconds_to_answer
+
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(max(1, args.repeats // 2)):
         for is_shared, found in seconds.items():
@@ -138,7 +133,7 @@ def _streams(
                 _request(common + tokens(args.own), "" if is_shared else str(number))
                 for number in range(args.streams)
             ]
-            found.append(_answer(engine, requests))
+            found.append(seconds_to_answer(engine, requests))
     return {
         "num_streams": args.streams,
         "common_tokens": args.shared,

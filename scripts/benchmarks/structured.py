@@ -12,13 +12,11 @@ A shape has no texts; `--tokenizer` names a folder with a tokenizer whose tokens
 """
 
 import argparse
-import asyncio
 import dataclasses
 import itertools
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     import torch
 
+    from scripts.benchmarks.in_process.engine_runs import seconds_to_answer
+
     if args.threads:
         torch.set_num_threads(args.threads)
     load_before = os.getloadavg()
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(args.repeats + 1):
         for name, requests in sides.items():
-            seconds = _answer(engine, requests)
+            seconds = seconds_to_answer(engine, requests)
             if repeat:
                 rates[name].append(args.rows * args.output_tokens / seconds)
     found = {name: _summary(samples, rates["plain"]) for name, samples in rates.items()}
@@ -134,15 +134,6 @@ def _grammar(properties: Mapping[str, Any]) -> str:
         "additionalProperties": False,
     }
     return json_grammar({"type": "array", "items": item, "minItems": _FEWEST_ITEMS})
-
-
-def _answer(engine: "Engine", requests: "Sequence[Request]") -> float:
-    """Answer all at once; returns the seconds until the last has its last token."""
-    from scripts.benchmarks.in_process.engine_runs import answer_all
-
-    started = time.perf_counter()
-    asyncio.run(answer_all(engine, requests, len(requests)))
-    return time.perf_counter() - started
 
 
 def _summary(rates: Sequence[float], plain: Sequence[float]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Which tokens each row may pick next, found while the model computes its next step."""
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -27,8 +26,7 @@ class GrammarMasks:
     """Keep a matcher for each row that asks. One thread calls it, besides its own.
 
     A row's mask is made by a thread of its own (llguidance lets go of Python's lock), from when the
-    row's token is known until the next step's logits are. On a CPU whose cores all compute the step
-    it is made before that: the step's threads would wait for the one that gives up its core.
+    row's token is known until the next step's logits are.
     """
 
     def __init__(
@@ -40,8 +38,6 @@ class GrammarMasks:
         self._failed: dict[LLMatcher, str] = {}
         self._bits = allocate_token_bitmask(num_rows, vocab_size)
         self._most = np.empty((4 * self._bits.shape[1], 8), np.float32)  # of one row, on a CPU
-        num_cores = len(os.sched_getaffinity(0))
-        self._are_cores_free = device.type != "cpu" or torch.get_num_threads() < num_cores
         self._worker: ThreadPoolExecutor | None = None
         self._executor: LLExecutor | None = None
         self._making: list[Future[None]] = []
@@ -87,6 +83,21 @@ class GrammarMasks:
         failed = {rows[i]: self._failed.get(self._matchers[rows[i]]) for i in at}
         return {row: StructureFailed(why) for row, why in failed.items() if why is not None}
 
+    def _apply_on_cpu(self, logits: torch.Tensor, bits: np.ndarray) -> None:
+        """Set logits (V,) to -inf where a bit is 0; `masked_fill_` takes five times as long."""
+        np.take(_MOST, bits.view(np.uint8), axis=0, out=self._most, mode="clip")
+        logits.clamp_(max=torch.from_numpy(self._most.reshape(-1)[: len(logits)]))
+
+    def _apply_on_device(
+        self, logits: torch.Tensor, at: Sequence[int], rows: Sequence[int]
+    ) -> None:
+        bits = on_device(torch.from_numpy(self._bits[list(rows)]), logits.device)
+        shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
+        allowed = ((bits[:, :, None] >> shifts) & 1).view(len(rows), -1)[:, : logits.shape[1]]
+        index = numbers_on(logits.device, at)
+        masked = logits.index_select(0, index).masked_fill_(allowed == 0, -torch.inf)
+        logits.index_copy_(0, index, masked)
+
     def picked(self, rows: Sequence[int], tokens: torch.Tensor) -> None:
         """Take the tokens (B,) that were picked for `rows`."""
         at = [i for i, row in enumerate(rows) if row in self._matchers]
@@ -118,10 +129,7 @@ class GrammarMasks:
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="grammar-masks")
             self._executor = LLExecutor(None if self._device.type == "cuda" else 1)
-        if self._are_cores_free:
-            self._making.append(self._worker.submit(self._advance, moves))
-        else:
-            self._advance(moves)
+        self._making.append(self._worker.submit(self._advance, moves))
 
     # --- on the thread of its own ---
 
@@ -143,18 +151,3 @@ class GrammarMasks:
             self._bits[row] = 0
             for id_ in self._compiler.eos_ids:
                 self._bits.view(np.uint32)[row, id_ // 32] |= np.uint32(1 << id_ % 32)
-
-    def _apply_on_cpu(self, logits: torch.Tensor, bits: np.ndarray) -> None:
-        """Set logits (V,) to -inf where a bit is 0; `masked_fill_` takes five times as long."""
-        np.take(_MOST, bits.view(np.uint8), axis=0, out=self._most, mode="clip")
-        logits.clamp_(max=torch.from_numpy(self._most.reshape(-1)[: len(logits)]))
-
-    def _apply_on_device(
-        self, logits: torch.Tensor, at: Sequence[int], rows: Sequence[int]
-    ) -> None:
-        bits = on_device(torch.from_numpy(self._bits[list(rows)]), logits.device)
-        shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
-        allowed = ((bits[:, :, None] >> shifts) & 1).view(len(rows), -1)[:, : logits.shape[1]]
-        index = numbers_on(logits.device, at)
-        masked = logits.index_select(0, index).masked_fill_(allowed == 0, -torch.inf)
-        logits.index_copy_(0, index, masked)

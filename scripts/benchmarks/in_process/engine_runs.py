@@ -7,6 +7,7 @@ has the length that was asked for.
 import asyncio
 import dataclasses
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,6 +106,17 @@ async def answer_all(engine: Engine, requests: Sequence[Request], at_once: int) 
         return last.timings
 
     return await asyncio.gather(*(one(request) for request in requests))
+
+
+def seconds_to_answer(engine: Engine, requests: Sequence[Request]) -> float:
+    """Answer all requests at once; returns the seconds until the last has its last token.
+
+    Raises:
+        RuntimeError: as `answer_all`.
+    """
+    started = time.perf_counter()
+    asyncio.run(answer_all(engine, requests, len(requests)))
+    return time.perf_counter() - started
 
 
 class StepCounter:
