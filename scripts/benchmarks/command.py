@@ -61,7 +61,11 @@ def publish(
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments that the report records."""
-    return {name: value for name, value in vars(args).items() if name not in ("out", "what", "run")}
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(args).items()
+        if name not in ("out", "what", "run")
+    }
 
 
 def conditions(args: argparse.Namespace, load_before: Sequence[float]) -> dict[str, Any]:

@@ -10,6 +10,10 @@ from deployments.engine.detokenizer import hidden_ids, token_bytes
 if TYPE_CHECKING:
     from deployments.engine.model_loader import Pretrained
 
+# llguidance asks for the tokens of what has to come next at each token, most often of the same few
+# texts. Asking takes a tenth of a millisecond and Python's lock, which all its threads wait for.
+_CACHED_TEXTS = 4096
+_CACHED_CHARS = 256  # of the longest text that is kept
 _NEEDED = string.ascii_letters + string.digits + string.punctuation + " "
 
 
@@ -28,6 +32,7 @@ class Vocabulary:
         self._tokenizer = tokenizer
         self._size = size
         self.eos_ids = sorted(eos_ids)
+        self._cached = functools.lru_cache(_CACHED_TEXTS)(self._tokens_of)
 
     @property
     def eos_token_id(self) -> int:
@@ -46,8 +51,11 @@ class Vocabulary:
     def __call__(self, text: str) -> list[int]:
         """Return the tokens of a text that a grammar asks for: the name of a special token, as its
         letters. Prompts are read so too, which matters since tokenizers remember the last way."""
+        return list(self._cached(text) if len(text) <= _CACHED_CHARS else self._tokens_of(text))
+
+    def _tokens_of(self, text: str) -> tuple[int, ...]:
         plain = {"add_special_tokens": False, "split_special_tokens": True}
-        return list(self._tokenizer.encode(text, **plain))
+        return tuple(self._tokenizer.encode(text, **plain))
 
 
 def refused_features(base: "Pretrained") -> dict[str, str]:

@@ -76,9 +76,8 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
     for num in args.replicas:
         shape = shape_of(args, num, costs)
         sizes.append(open_run(args, shape, costs, rate, gaps) | shares(args, shape, catalogue))
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in settings_of(args).items()}
     report = {
-        "settings": settings,
+        "settings": settings_of(args),
         "checks": checks,
         "all_within_bound": all(check["is_within_bound"] for check in checks),
         "catalogue": catalogue,

@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import jsonschema
+import numpy
 import pytest
 import torch
 
@@ -21,7 +22,7 @@ from deployments.engine.errors import EngineStopped, InvalidGrammar, NotForThisM
 from deployments.engine.model_loader import load_pretrained
 from deployments.engine.request import FinishReason, Request, SamplingParams, TokenEvent
 from deployments.engine.structured.grammar import GrammarCompiler, json_grammar
-from deployments.engine.structured.masks import GrammarMasks
+from deployments.engine.structured.masks import GrammarMasks, _Answer
 from deployments.engine.structured.vocabulary import Vocabulary
 from tests.conftest import TINY_ADAPTERS
 from tests.structured_schemas import SCHEMAS
@@ -267,13 +268,34 @@ def test_what_a_row_picked_before_is_not_the_next_answers(tiny_catalogs: Catalog
     expected = torch.zeros(1, size)
     masks.apply(expected, [0])
     eos = masks._compiler.eos_ids[0]
-    old = masks._matchers[0]
+    has_arrived = threading.Event()
+    masks._make([masks._answers[0]], torch.tensor([eos]), Mock(synchronize=has_arrived.wait))
     masks.free(0)
     masks.begin(0, letters)
-    masks._unread.append(([(0, old)], torch.tensor([eos]), Mock()))
+    has_arrived.set()
     found = torch.zeros(1, size)
     assert masks.apply(found, [0]) == {}
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [61, 64, 128])
+def test_bits_block_what_they_say(dtype: torch.dtype, size: int) -> None:
+    masks = GrammarMasks(Mock(), 5, size, torch.device("cpu"))
+    allowed = torch.rand(5, size, generator=torch.Generator().manual_seed(size)) < 0.3
+    masks._bits[:5] = 0
+    for row, token in allowed.nonzero().tolist():
+        masks._bits.view("uint32")[row, token // 32] |= numpy.uint32(1 << token % 32)
+    logits = torch.randn(4, size).to(dtype)
+    rows, at = [3, 0, 4, 1], [0, 2]  # the second and the fourth ask for nothing
+    masks._answers = {row: _Answer(row, Mock()) for row in (3, 4)}
+    wanted = logits.clone()
+    wanted[at] = wanted[at].masked_fill(~allowed[[3, 4]], -torch.inf)
+    on_cpu, on_device = logits.clone(), logits.clone()
+    assert masks.apply(on_cpu, rows) == {}
+    masks._apply_on_device(on_device, rows)
+    assert torch.equal(on_cpu, wanted)
+    assert torch.equal(on_device, wanted)
 
 
 def test_after_a_failed_step_nothing_of_it_is_left(tiny_catalogs: Catalogs) -> None:
@@ -281,7 +303,7 @@ def test_after_a_failed_step_nothing_of_it_is_left(tiny_catalogs: Catalogs) -> N
     masks.begin(0, json_grammar({"enum": ["a"]}))
     broken: Future[None] = Future()
     broken.set_exception(RuntimeError("the mask's thread failed"))
-    masks._making.append(broken)
+    masks._making[0] = broken
     with pytest.raises(RuntimeError):
         masks.apply(torch.zeros(1, size), [0])
     masks.reset()
