@@ -184,7 +184,7 @@ class ThreadCore:
         def compile_grammar() -> None:
             if self._stopped:  # while it waited
                 raise self._stopped
-            self._decoder.grammars.matcher(grammar)
+            self._decoder.grammars.prepare(grammar)
 
         with self._work:  # `close` ends the compiler after it has stopped the engine
             if self._stopped:

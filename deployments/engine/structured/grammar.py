@@ -4,14 +4,15 @@ llguidance (MIT, no dependencies) compiles in milliseconds and walks the vocabul
 """
 
 import threading
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from deployments.engine.errors import InvalidGrammar
+from deployments.engine.structured.tokenizer import make_tokenizer
 from deployments.engine.structured.vocabulary import Vocabulary
 
 # By llguidance's own figures (LLParserLimits) at most some 10 ms for a token's mask and 100 ms for
@@ -62,8 +63,9 @@ _VALUES = frozenset(("const", "enum", "default", "examples"))  # no schemas
 _BY_NAME = frozenset(("properties", "patternProperties", "$defs", "definitions"))  # names, schemas
 # What an address may hold as it stands (RFC 3986); of a reference, generators write the rest too.
 _OF_ADDRESSES = "%/?#@!$&'()*+,;=:~"
-_NUM_CACHED = 64
-_CACHED_CHARS = 1 << 20
+# Compiled for answers that have not begun; where there are more, they are compiled again.
+_MOST_READY = 256
+_READY_CHARS = 1 << 20
 
 
 def json_grammar(schema: Any) -> str:
@@ -149,55 +151,62 @@ def problem(grammar: str) -> str | None:
 
 
 class GrammarCompiler:
-    """Compile grammars for one model; the latest are kept. Any thread may call it."""
+    """Compile grammars for one model. Any thread may call it.
+
+    Each answer has a matcher of its own. llguidance's copies of one share the automaton of its
+    texts, with a lock around it and the bound on its size: an answer that grew too complex would
+    end all others of its grammar, now and later.
+    """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._tokenizer: LLTokenizer | None = None
-        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._ready: deque[tuple[str, LLMatcher]] = deque()  # the newest last
         self._lock = threading.Lock()
+        self._making = threading.Lock()
 
     @property
     def eos_ids(self) -> list[int]:
         return self._vocabulary.eos_ids
 
-    def matcher(self, grammar: str) -> LLMatcher:
-        """Return a matcher at the begin of an answer.
+    def prepare(self, grammar: str) -> None:
+        """Compile a grammar for an answer that is to begin.
 
         Raises:
             InvalidGrammar: no answer can keep to it, or it is too complex.
         """
+        matcher = self._compile(grammar)
         with self._lock:
-            found = self._compiled.pop(grammar, None)
-        if found is None:
-            found = self._compile(grammar)
+            self._ready.append((grammar, matcher))
+            while len(self._ready) > 1 and not self._are_few:
+                self._ready.popleft()
+
+    def matcher(self, grammar: str) -> LLMatcher:
+        """Return a matcher at the begin of an answer: one that was prepared, or a new one; raises
+        InvalidGrammar."""
         with self._lock:
-            self._compiled[grammar] = found
-            while len(self._compiled) > _NUM_CACHED or self._num_chars > _CACHED_CHARS:
-                if len(self._compiled) == 1:
-                    break
-                self._compiled.popitem(last=False)
-        return found.deep_copy()
+            for ready in self._ready:
+                if ready[0] == grammar:
+                    self._ready.remove(ready)
+                    return ready[1]
+        return self._compile(grammar)
 
     @property
-    def _num_chars(self) -> int:
-        return sum(map(len, self._compiled))
+    def _are_few(self) -> bool:
+        num_chars = sum(len(grammar) for grammar, _ in self._ready)
+        return len(self._ready) <= _MOST_READY and num_chars <= _READY_CHARS
 
     def _compile(self, grammar: str) -> LLMatcher:
-        matcher = LLMatcher(self._llguidance, grammar, log_level=0, limits=LIMITS)
+        matcher = LLMatcher(self.tokenizer(), grammar, log_level=0, limits=LIMITS)
         if not matcher.is_error():
-            first = matcher.deep_copy()
-            first.compute_bitmask()
-            if not first.is_error():
-                return matcher
-            matcher = first
-        raise InvalidGrammar(matcher.get_error())
+            matcher.compute_bitmask()
+        if matcher.is_error():
+            raise InvalidGrammar(matcher.get_error())
+        return matcher
 
-    @property
-    def _llguidance(self) -> LLTokenizer:
-        """Return the model's tokenizer as llguidance has it, made at the first use."""
-        with self._lock:
+    def tokenizer(self) -> LLTokenizer:
+        """Return the model's tokenizer as llguidance has it, made at the first call."""
+        with self._making:
             if self._tokenizer is None:
-                wrapper = TokenizerWrapper(self._vocabulary)
-                self._tokenizer = LLTokenizer(wrapper, eos_token=self.eos_ids)
+                self._tokenizer = make_tokenizer(self._vocabulary)
             return self._tokenizer

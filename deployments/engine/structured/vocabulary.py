@@ -30,7 +30,7 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Any, size: int, eos_ids: Iterable[int]) -> None:
         self._tokenizer = tokenizer
-        self._size = size
+        self.size = size
         self.eos_ids = sorted(eos_ids)
         self._cached = functools.lru_cache(_CACHED_TEXTS)(self._tokens_of)
 
@@ -41,12 +41,17 @@ class Vocabulary:
     @functools.cached_property
     def tokens(self) -> list[bytes]:
         data_of = token_bytes(self._tokenizer)
-        return [data_of(id_) for id_ in range(self._size)]
+        return [data_of(id_) for id_ in range(self.size)]
+
+    @property
+    def backend(self) -> Any:
+        """Return the tokenizer of the `tokenizers` library; None: it is a slow one."""
+        return getattr(self._tokenizer, "backend_tokenizer", None)
 
     @property
     def special_token_ids(self) -> list[int]:
         hidden = hidden_ids(self._tokenizer)
-        return sorted({*hidden, *self.eos_ids, *range(len(self._tokenizer), self._size)})
+        return sorted({*hidden, *self.eos_ids, *range(len(self._tokenizer), self.size)})
 
     def __call__(self, text: str) -> list[int]:
         """Return the tokens of a text that a grammar asks for: the name of a special token, as its

@@ -14,7 +14,9 @@ import jsonschema
 import numpy
 import pytest
 import torch
+from llguidance import LLParserLimits
 
+import deployments.engine.structured.grammar as grammar_module
 from deployments.engine.core import EngineLimits
 from deployments.engine.decoder_factory import FastLimits, build_decoder
 from deployments.engine.engine import Engine
@@ -188,14 +190,14 @@ async def test_who_waits_for_a_grammar_hears_that_the_engine_ends(
     """One grammar is being compiled, others wait for it; a cancelled task would hear nothing."""
     engine = engine_of(tiny_catalogs)
     decoder: Any = engine.core._decoder  # type: ignore[attr-defined]
-    make, begun, may_end = decoder.grammars.matcher, threading.Event(), threading.Event()
+    make, begun, may_end = decoder.grammars.prepare, threading.Event(), threading.Event()
 
-    def matcher(grammar: str) -> Any:
+    def prepare(grammar: str) -> None:
         begun.set()
         may_end.wait(10)
-        return make(grammar)
+        make(grammar)
 
-    monkeypatch.setattr(decoder.grammars, "matcher", matcher)
+    monkeypatch.setattr(decoder.grammars, "prepare", prepare)
     waiting = [
         asyncio.create_task(last_events(engine, [asked(n, json_grammar({"const": n}))]))
         for n in range(4)
@@ -210,14 +212,41 @@ async def test_who_waits_for_a_grammar_hears_that_the_engine_ends(
         await last_events(engine, [asked(9, json_grammar({"const": 9}))])
 
 
-async def test_the_compiled_grammars_are_bounded(decoder_engine: Engine) -> None:
+def test_what_is_compiled_for_answers_to_come_is_bounded(decoder_engine: Engine) -> None:
     grammars = decoder_engine.core._decoder.grammars  # type: ignore[attr-defined]
-    for n in range(90):
-        grammars.matcher(json_grammar({"const": n}))
-    assert len(grammars._compiled) <= 64
+    for n in range(300):
+        grammars.prepare(json_grammar({"const": n}))
+    assert [len(grammar) > 0 for grammar, _ in grammars._ready] == [True] * 256
     for n in range(4):
-        grammars.matcher(json_grammar({"enum": [f"{n}-{m}" * 10 for m in range(9000)]}))
-    assert sum(map(len, grammars._compiled)) <= 1 << 20
+        grammars.prepare(json_grammar({"enum": [f"{n}-{m}" * 10 for m in range(9000)]}))
+    assert len(grammars._ready) == 1
+    assert grammars.matcher(grammars._ready[0][0]) is not None
+    assert not grammars._ready
+
+
+async def test_an_answer_that_grows_too_complex_ends_alone(
+    tiny_catalogs: Catalogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others of its grammar go on, those beside it and those to come."""
+    limits = LLParserLimits(max_lexer_states=150)
+    monkeypatch.setattr(grammar_module, "LIMITS", limits)
+    text = {"type": "string", "minLength": 220, "maxLength": 225}
+    grammar = json_grammar({"anyOf": [text, {"enum": ["a", "b"]}]})
+    engine = engine_of(tiny_catalogs)
+    try:
+        compiler = engine.core._decoder.grammars  # type: ignore[attr-defined]
+        long, short, later = (compiler.matcher(grammar) for _ in range(3))
+        letter = compiler.tokenizer().tokenize_str("x")[0]
+        quote = compiler.tokenizer().tokenize_str('"')[0]
+        assert long.consume_token(quote)
+        while long.consume_token(letter):
+            long.compute_bitmask()
+        assert "too many states" in long.get_error()
+        for matcher in (short, later, compiler.matcher(grammar)):
+            assert matcher.consume_tokens(compiler.tokenizer().tokenize_str('"a"'))
+            assert matcher.is_accepting()
+    finally:
+        engine.close()
 
 
 async def test_the_compiled_step(tiny_catalogs: Catalogs) -> None:
