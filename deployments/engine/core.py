@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,9 @@ MAX_FAILURES_IN_A_ROW = 3
 # Seconds for one task between two steps, on a device that does not answer any more. Preparing a
 # GPU's kernels and graphs takes minutes.
 TASK_TIMEOUT_S = 900.0
+
+# Grammars that are compiled at the same time, on half of the cores at most.
+_MOST_COMPILERS = 8
 
 ResultT = TypeVar("ResultT")
 
@@ -168,7 +172,8 @@ class ThreadCore:
         self._running: Future[None] | None = None  # done when the loop has ended
         self._pulse = Pulse("idle", time.monotonic())
         self._listener: _Listener | None = None
-        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="grammars")
+        num_compilers = max(1, min(_MOST_COMPILERS, len(os.sched_getaffinity(0)) // 2))
+        self._compilers = ThreadPoolExecutor(num_compilers, thread_name_prefix="grammars")
 
     @property
     def info(self) -> DecoderInfo:
@@ -189,7 +194,7 @@ class ThreadCore:
         with self._work:  # `close` ends the compiler after it has stopped the engine
             if self._stopped:
                 raise self._stopped
-            return self._compiler.submit(compile_grammar)
+            return self._compilers.submit(compile_grammar)
 
     def start(self) -> None:
         self._thread = self._thread or TorchThread()
@@ -269,7 +274,7 @@ class ThreadCore:
         self._stop(EngineStopped("the engine is shutting down"))
         # What waits for it ends with EngineStopped: a cancelled future would look as if its caller
         # had left, who would hear nothing.
-        self._compiler.shutdown(wait=False)
+        self._compilers.shutdown(wait=False)
         if self._thread is not None:
             self._thread.close()
         if self._running is not None:

@@ -284,7 +284,9 @@ class PeftDecoder:
     def _processors(self, sampling: SamplingParams) -> LogitsProcessorList:
         if sampling.grammar is None:
             return LogitsProcessorList()
-        return LogitsProcessorList([GrammarProcessor(self.grammars.matcher(sampling.grammar))])
+        return LogitsProcessorList(
+            [GrammarProcessor(self.grammars.begin(sampling.grammar).matcher)]
+        )
 
     @property
     def _model(self) -> Any:

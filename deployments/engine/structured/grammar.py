@@ -6,7 +6,7 @@ llguidance (MIT, no dependencies) compiles in milliseconds and walks the vocabul
 import threading
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -150,6 +150,13 @@ def problem(grammar: str) -> str | None:
     return None if not found or found.startswith("WARNING") else found
 
 
+class Begin(NamedTuple):
+    """A matcher that has seen no token, and the bits of those that may be the first."""
+
+    matcher: LLMatcher
+    bits: bytes
+
+
 class GrammarCompiler:
     """Compile grammars for one model. Any thread may call it.
 
@@ -161,7 +168,7 @@ class GrammarCompiler:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._tokenizer: LLTokenizer | None = None
-        self._ready: deque[tuple[str, LLMatcher]] = deque()  # the newest last
+        self._ready: deque[tuple[str, Begin]] = deque()  # the newest last
         self._lock = threading.Lock()
         self._making = threading.Lock()
 
@@ -175,14 +182,14 @@ class GrammarCompiler:
         Raises:
             InvalidGrammar: no answer can keep to it, or it is too complex.
         """
-        matcher = self._compile(grammar)
+        begin = self._compile(grammar)
         with self._lock:
-            self._ready.append((grammar, matcher))
+            self._ready.append((grammar, begin))
             while len(self._ready) > 1 and not self._are_few:
                 self._ready.popleft()
 
-    def matcher(self, grammar: str) -> LLMatcher:
-        """Return a matcher at the begin of an answer: one that was prepared, or a new one; raises
+    def begin(self, grammar: str) -> Begin:
+        """Return the begin of an answer: one that was prepared, or a new one; raises
         InvalidGrammar."""
         with self._lock:
             for ready in self._ready:
@@ -196,13 +203,12 @@ class GrammarCompiler:
         num_chars = sum(len(grammar) for grammar, _ in self._ready)
         return len(self._ready) <= _MOST_READY and num_chars <= _READY_CHARS
 
-    def _compile(self, grammar: str) -> LLMatcher:
+    def _compile(self, grammar: str) -> Begin:
         matcher = LLMatcher(self.tokenizer(), grammar, log_level=0, limits=LIMITS)
-        if not matcher.is_error():
-            matcher.compute_bitmask()
+        bits = b"" if matcher.is_error() else matcher.compute_bitmask()
         if matcher.is_error():
             raise InvalidGrammar(matcher.get_error())
-        return matcher
+        return Begin(matcher, bits)
 
     def tokenizer(self) -> LLTokenizer:
         """Return the model's tokenizer as llguidance has it, made at the first call."""

@@ -1,8 +1,9 @@
 """Which tokens each row may pick next, found while the model computes its next step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,9 @@ class GrammarMasks:
     def begin(self, row: int, grammar: str | None) -> None:
         self.free(row)
         if grammar is not None:
-            self._answers[row] = answer = _Answer(row, self._compiler.matcher(grammar))
-            self._make([answer], None)
+            begin = self._compiler.begin(grammar)
+            self._answers[row] = answer = _Answer(row, begin.matcher)
+            self._make([answer], partial(self._begin, answer, begin.bits))
 
     def free(self, row: int) -> None:
         self._making.pop(row, None)
@@ -121,22 +123,23 @@ class GrammarMasks:
             chosen = on_its_way(chosen)
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()
-        self._make([self._answers[rows[i]] for i in at], chosen, copied)
+        answers = [self._answers[rows[i]] for i in at]
+        self._make(answers, partial(self._advance, answers, chosen, copied))
 
-    def _make(
-        self, answers: Sequence[_Answer], tokens: torch.Tensor | None, copied: Any = None
-    ) -> None:
+    def _make(self, answers: Sequence[_Answer], make: Callable[[], None]) -> None:
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="grammar-masks")
             self._executor = LLExecutor(None if self._device.type == "cuda" else 1)
-        made = self._worker.submit(self._advance, answers, tokens, copied)
+        made = self._worker.submit(make)
         self._making |= {answer.row: made for answer in answers}
 
     # --- on the thread of its own ---
 
-    def _advance(
-        self, answers: Sequence[_Answer], tokens: torch.Tensor | None, copied: Any
-    ) -> None:
+    def _begin(self, answer: _Answer, bits: bytes) -> None:
+        self._bits[answer.row] = np.frombuffer(bits, self._bits.dtype)
+        self._note(answer)
+
+    def _advance(self, answers: Sequence[_Answer], tokens: torch.Tensor, copied: Any) -> None:
         """Take the tokens of answers, once a GPU has `copied` them, and make their next masks.
 
         A row may be another answer's by now. Its mask is made after this one, on this thread.
@@ -145,7 +148,7 @@ class GrammarMasks:
         if copied is not None:
             copied.synchronize()
         going = [answer for answer in answers if not answer.matcher.is_stopped()]
-        if tokens is not None and going:
+        if going:
             picked = dict(zip(answers, tokens.tolist(), strict=True))
             self._executor.consume_token_par([(each.matcher, picked[each]) for each in going])
             going = [answer for answer in going if not answer.matcher.is_stopped()]

@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -165,16 +166,16 @@ async def test_a_row_that_grows_too_complex_ends_alone(
     decoder_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder: Any = decoder_engine.core._decoder  # type: ignore[attr-defined]
-    make, broken = decoder.grammars.matcher, json_grammar(SCHEMAS["enum"])
+    make, broken = decoder.grammars.begin, json_grammar(SCHEMAS["enum"])
 
-    def matcher(grammar: str) -> Any:
+    def begin(grammar: str) -> Any:
         found = make(grammar)
         if grammar == broken:
-            found.consume_token(0)  # not allowed: an error that stays
-            assert found.is_error()
+            found.matcher.consume_token(0)  # not allowed: an error that stays
+            assert found.matcher.is_error()
         return found
 
-    monkeypatch.setattr(decoder.grammars, "matcher", matcher)
+    monkeypatch.setattr(decoder.grammars, "begin", begin)
     good = SCHEMAS["formats"]
     requests = [asked(1, broken), asked(2, json_grammar(good)), asked(3, None, max_tokens=9)]
     failed, valid, plain = await last_events(decoder_engine, requests)
@@ -220,33 +221,28 @@ def test_what_is_compiled_for_answers_to_come_is_bounded(decoder_engine: Engine)
     for n in range(4):
         grammars.prepare(json_grammar({"enum": [f"{n}-{m}" * 10 for m in range(9000)]}))
     assert len(grammars._ready) == 1
-    assert grammars.matcher(grammars._ready[0][0]) is not None
+    assert grammars.begin(grammars._ready[0][0]).bits
     assert not grammars._ready
 
 
-async def test_an_answer_that_grows_too_complex_ends_alone(
+def test_an_answer_that_grows_too_complex_ends_no_other(
     tiny_catalogs: Catalogs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others of its grammar go on, those beside it and those to come."""
-    limits = LLParserLimits(max_lexer_states=150)
-    monkeypatch.setattr(grammar_module, "LIMITS", limits)
-    text = {"type": "string", "minLength": 220, "maxLength": 225}
-    grammar = json_grammar({"anyOf": [text, {"enum": ["a", "b"]}]})
-    engine = engine_of(tiny_catalogs)
-    try:
-        compiler = engine.core._decoder.grammars  # type: ignore[attr-defined]
-        long, short, later = (compiler.matcher(grammar) for _ in range(3))
-        letter = compiler.tokenizer().tokenize_str("x")[0]
-        quote = compiler.tokenizer().tokenize_str('"')[0]
-        assert long.consume_token(quote)
-        while long.consume_token(letter):
-            long.compute_bitmask()
-        assert "too many states" in long.get_error()
-        for matcher in (short, later, compiler.matcher(grammar)):
-            assert matcher.consume_tokens(compiler.tokenizer().tokenize_str('"a"'))
-            assert matcher.is_accepting()
-    finally:
-        engine.close()
+    """Neither of its grammar's answers beside it, nor those to come."""
+    monkeypatch.setattr(grammar_module, "LIMITS", LLParserLimits(max_lexer_states=150))
+    compiler = compiler_of(tiny_catalogs)
+    grammar = json_grammar({"anyOf": [{"type": "string", "minLength": 220}, {"enum": ["a"]}]})
+    long, beside = (compiler.begin(grammar).matcher for _ in range(2))
+    quote, letter, end = (compiler.tokenizer().tokenize_str(text) for text in '"x"')
+    assert long.consume_tokens(quote)
+    while not long.is_error():
+        long.compute_bitmask()
+        long.consume_tokens(letter)
+    assert "too many states" in long.get_error()
+    later = compiler.begin(grammar).matcher
+    for matcher in (beside, later):
+        assert matcher.consume_tokens([*quote, *compiler.tokenizer().tokenize_str("a"), *end])
+        assert matcher.is_accepting()
 
 
 async def test_the_compiled_step(tiny_catalogs: Catalogs) -> None:
@@ -281,11 +277,16 @@ async def test_encoder_decoders(tiny_catalogs: Catalogs) -> None:
         engine.close()
 
 
-def masks_of(catalogs: Catalogs) -> tuple[GrammarMasks, int]:
+def compiler_of(catalogs: Catalogs) -> GrammarCompiler:
     base_dir, _ = catalogs["llama"]
     base = load_pretrained(base_dir, "causal", device="cpu", dtype="float32")
     size = base.model.config.vocab_size
-    compiler = GrammarCompiler(Vocabulary(base.tokenizer, size, base.eos_ids))
+    return GrammarCompiler(Vocabulary(base.tokenizer, size, base.eos_ids))
+
+
+def masks_of(catalogs: Catalogs) -> tuple[GrammarMasks, int]:
+    compiler = compiler_of(catalogs)
+    size = compiler.tokenizer().vocab_size
     return GrammarMasks(compiler, 2, size, torch.device("cpu")), size
 
 
@@ -298,7 +299,8 @@ def test_what_a_row_picked_before_is_not_the_next_answers(tiny_catalogs: Catalog
     masks.apply(expected, [0])
     eos = masks._compiler.eos_ids[0]
     has_arrived = threading.Event()
-    masks._make([masks._answers[0]], torch.tensor([eos]), Mock(synchronize=has_arrived.wait))
+    old, copied = masks._answers[0], Mock(synchronize=has_arrived.wait)
+    masks._make([old], partial(masks._advance, [old], torch.tensor([eos]), copied))
     masks.free(0)
     masks.begin(0, letters)
     has_arrived.set()
