@@ -136,7 +136,8 @@ class GrammarMasks:
     # --- on the thread of its own ---
 
     def _begin(self, answer: _Answer, bits: bytes) -> None:
-        self._bits[answer.row] = np.frombuffer(bits, self._bits.dtype)
+        words = np.frombuffer(bits, self._bits.dtype)  # llguidance adds one to whole words
+        self._bits[answer.row] = words[: self._bits.shape[1]]
         self._note(answer)
 
     def _advance(self, answers: Sequence[_Answer], tokens: torch.Tensor, copied: Any) -> None:

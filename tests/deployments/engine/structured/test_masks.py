@@ -277,10 +277,27 @@ async def test_encoder_decoders(tiny_catalogs: Catalogs) -> None:
         engine.close()
 
 
-def compiler_of(catalogs: Catalogs) -> GrammarCompiler:
+@pytest.mark.parametrize("spare", [0, 1, 31, 32])
+def test_the_first_mask_of_any_vocabulary(tiny_catalogs: Catalogs, spare: int) -> None:
+    """A mask has a word for 32 tokens; the last may be whole or not."""
+    size = 32 * 40 + spare
+    compiler = compiler_of(tiny_catalogs, size)
+    masks = GrammarMasks(compiler, 2, size, torch.device("cpu"))
+    grammar = json_grammar({"enum": ["a", "b"]})
+    masks.begin(1, grammar)
+    logits = torch.zeros(1, size)
+    assert masks.apply(logits, [1]) == {}
+    allowed = numpy.unpackbits(
+        numpy.frombuffer(compiler.begin(grammar).matcher.compute_bitmask(), numpy.uint8),
+        bitorder="little",
+    )
+    assert logits[0].isfinite().nonzero().flatten().tolist() == allowed.nonzero()[0].tolist()
+
+
+def compiler_of(catalogs: Catalogs, vocab_size: int | None = None) -> GrammarCompiler:
     base_dir, _ = catalogs["llama"]
     base = load_pretrained(base_dir, "causal", device="cpu", dtype="float32")
-    size = base.model.config.vocab_size
+    size = vocab_size or base.model.config.vocab_size
     return GrammarCompiler(Vocabulary(base.tokenizer, size, base.eos_ids))
 
 
