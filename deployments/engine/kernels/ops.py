@@ -110,6 +110,27 @@ def gated_activation_torch(x: torch.Tensor, activation: str) -> torch.Tensor:
     return activate(gate, activation).mul_(value)
 
 
+def mask_logits_(logits: torch.Tensor, bits: torch.Tensor, places: torch.Tensor) -> None:
+    """Set logits (B, V) to minus infinity where a bit is 0, in place.
+
+    bits: (R, W) int32, each of 32 tokens, the lowest bit first.
+    places: (2, n), rows of the logits and each one's row of bits.
+    """
+    if logits.is_cuda and are_fused("cuda"):
+        _mask_kernel()(logits, bits, places)
+    else:
+        mask_logits_torch_(logits, bits, places)
+
+
+def mask_logits_torch_(logits: torch.Tensor, bits: torch.Tensor, places: torch.Tensor) -> None:
+    """Do what `mask_logits_` does in torch operations."""
+    index, rows = places.unbind()
+    shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
+    allowed = ((bits[rows][:, :, None] >> shifts) & 1).view(len(rows), -1)[:, : logits.shape[1]]
+    masked = logits.index_select(0, index).masked_fill_(allowed == 0, -torch.inf)
+    logits.index_copy_(0, index, masked)
+
+
 def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
     """Return act(x) of x (T, F), each row as if it were alone."""
     act = ACTIVATIONS[activation]
@@ -152,6 +173,13 @@ def _heads_kernel() -> Callable[[torch.Tensor, torch.Tensor, float], None]:
     from deployments.engine.kernels.triton_lora import normalise_
 
     return normalise_
+
+
+@functools.cache
+def _mask_kernel() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]:
+    from deployments.engine.kernels.triton_mask import mask_logits_
+
+    return mask_logits_
 
 
 @functools.cache

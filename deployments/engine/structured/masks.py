@@ -1,9 +1,9 @@
 """Which tokens each row may pick next, found while the model computes its next step."""
 
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 
 from deployments.engine.errors import EngineError, StructureFailed
 from deployments.engine.host_memory import numbers_on, on_device, on_its_way
+from deployments.engine.kernels.ops import mask_logits_
 from deployments.engine.structured.grammar import GrammarCompiler
 
 # For each byte of a mask the most that eight logits may be: anything where a token is allowed.
@@ -43,14 +44,12 @@ class GrammarMasks:
         self._compiler = compiler
         self._device = device
         self._answers: dict[int, _Answer] = {}
-        # The last of them allows everything. A GPU copies them without waiting, so from pinned
-        # memory: a row's bits change when the step that reads them has picked its token.
-        bits = torch.from_numpy(allocate_token_bitmask(num_rows + 1, vocab_size))
-        bits[-1] = -1
+        # A GPU copies them without waiting, so from pinned memory: a row's bits change when the
+        # step that reads them has picked its token.
+        bits = torch.from_numpy(allocate_token_bitmask(num_rows, vocab_size))
         self._host_bits = bits.pin_memory() if device.type == "cuda" else bits
         self._bits = self._host_bits.numpy()
         self._most = np.empty((4 * self._bits.shape[1], 8), np.float32)  # of one row, on a CPU
-        self._most_on_device: torch.Tensor | None = None
         self._worker: ThreadPoolExecutor | None = None
         self._executor: LLExecutor | None = None
         self._making: dict[int, Future[None]] = {}  # of rows whose bits are not known to be made
@@ -65,7 +64,7 @@ class GrammarMasks:
         if grammar is not None:
             begin = self._compiler.begin(grammar)
             self._answers[row] = answer = _Answer(row, begin.matcher)
-            self._make([answer], partial(self._begin, answer, begin.bits))
+            self._make([answer], functools.partial(self._begin, answer, begin.bits))
 
     def free(self, row: int) -> None:
         self._making.pop(row, None)
@@ -102,29 +101,24 @@ class GrammarMasks:
             logits.clamp_(max=torch.from_numpy(most))
 
     def _apply_on_device(self, logits: torch.Tensor, rows: Sequence[int]) -> None:
-        """Set logits (B, V) to -inf where a bit of their rows is 0. Rows that do not ask take part
-        with bits that are all 1, which is cheaper than going around them."""
-        if self._most_on_device is None or self._most_on_device.dtype != logits.dtype:
-            self._most_on_device = on_device(torch.from_numpy(_MOST), logits.device).to(logits)
-        of_logits = [row if row in self._answers else len(self._bits) - 1 for row in rows]
-        bits = on_device(self._host_bits, logits.device)
-        bytes_ = bits[numbers_on(logits.device, of_logits)].view(torch.uint8).int()
-        most = torch.nn.functional.embedding(bytes_, self._most_on_device)
-        torch.minimum(logits, most.view(len(logits), -1)[:, : logits.shape[1]], out=logits)
+        asking = [(i, row) for i, row in enumerate(rows) if row in self._answers]
+        places = numbers_on(logits.device, [*zip(*asking, strict=True)])
+        bits = on_device(self._host_bits[: max(rows) + 1], logits.device)
+        mask_logits_(logits, bits, places)
 
     def picked(self, rows: Sequence[int], tokens: torch.Tensor) -> None:
         """Take the tokens (B,) that were picked for `rows`."""
         at = [i for i, row in enumerate(rows) if row in self._answers]
         if not at:
             return
-        chosen = tokens[numbers_on(tokens.device, at)]
+        chosen = tokens if len(at) == len(rows) else tokens[numbers_on(tokens.device, at)]
         copied = None
         if tokens.is_cuda:
             chosen = on_its_way(chosen)
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()
         answers = [self._answers[rows[i]] for i in at]
-        self._make(answers, partial(self._advance, answers, chosen, copied))
+        self._make(answers, functools.partial(self._advance, answers, chosen, copied))
 
     def _make(self, answers: Sequence[_Answer], make: Callable[[], None]) -> None:
         if self._worker is None:

@@ -24,6 +24,7 @@ from deployments.engine.kernels import (
     triton_kv_cache,
     triton_linear,
     triton_lora,
+    triton_mask,
     triton_pick,
     triton_prefill,
 )
@@ -236,6 +237,8 @@ def test_norms_gates_and_picks(gpu: Gpu) -> None:
             triton_prefill.rotate_(on(64, 40, dim), HeadNorm(on(40, dim), 1e-6), rope)
             triton_prefill.rotate_(on(64, 40, dim), None, rope)
         triton_pick.pick(on(64, 256000), integers(2), integers(64), integers(64), integers(65))
+        places = on(2, 64, dtype=torch.long)
+        triton_mask.mask_logits_(on(64, 256000), on(64, 8000, dtype=torch.int32), places)
         triton_division.over_127(on(6144, dtype=torch.float32))
         triton_kv_cache.write_int8(
             on(9, 2, 8, 128, dtype=torch.int8), on(2, 8, 9), integers(64), on(64, 2, 8, 128)
