@@ -4,8 +4,8 @@ llguidance (MIT, no dependencies) compiles in milliseconds and walks the vocabul
 """
 
 import threading
-from collections import deque
-from collections.abc import Mapping
+from collections import OrderedDict, deque
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -63,9 +63,9 @@ _VALUES = frozenset(("const", "enum", "default", "examples"))  # no schemas
 _BY_NAME = frozenset(("properties", "patternProperties", "$defs", "definitions"))  # names, schemas
 # What an address may hold as it stands (RFC 3986); of a reference, generators write the rest too.
 _OF_ADDRESSES = "%/?#@!$&'()*+,;=:~"
-# Compiled for answers that have not begun; where there are more, they are compiled again.
-_MOST_READY = 256
-_READY_CHARS = 1 << 20
+# Grammars compiled for answers that have not begun, and first masks. What is dropped is made again.
+_MOST_KEPT = 256
+_KEPT_CHARS = 1 << 20
 
 
 def json_grammar(schema: Any) -> str:
@@ -169,6 +169,7 @@ class GrammarCompiler:
         self._vocabulary = vocabulary
         self._tokenizer: LLTokenizer | None = None
         self._ready: deque[tuple[str, Begin]] = deque()  # the newest last
+        self._first: OrderedDict[str, bytes] = OrderedDict()  # of grammars, the bits of a begin
         self._lock = threading.Lock()
         self._making = threading.Lock()
 
@@ -185,7 +186,7 @@ class GrammarCompiler:
         begin = self._compile(grammar)
         with self._lock:
             self._ready.append((grammar, begin))
-            while len(self._ready) > 1 and not self._are_few:
+            while len(self._ready) > 1 and not _are_few(self._ready):
                 self._ready.popleft()
 
     def begin(self, grammar: str) -> Begin:
@@ -198,16 +199,18 @@ class GrammarCompiler:
                     return ready[1]
         return self._compile(grammar)
 
-    @property
-    def _are_few(self) -> bool:
-        num_chars = sum(len(grammar) for grammar, _ in self._ready)
-        return len(self._ready) <= _MOST_READY and num_chars <= _READY_CHARS
-
     def _compile(self, grammar: str) -> Begin:
         matcher = LLMatcher(self.tokenizer(), grammar, log_level=0, limits=LIMITS)
-        bits = b"" if matcher.is_error() else matcher.compute_bitmask()
-        if matcher.is_error():
+        with self._lock:
+            bits = self._first.pop(grammar, None)
+        if bits is None and not matcher.is_error():
+            bits = matcher.compute_bitmask()
+        if bits is None or matcher.is_error():
             raise InvalidGrammar(matcher.get_error())
+        with self._lock:
+            self._first[grammar] = bits
+            while len(self._first) > 1 and not _are_few(self._first.items()):
+                self._first.popitem(last=False)
         return Begin(matcher, bits)
 
     def tokenizer(self) -> LLTokenizer:
@@ -216,3 +219,9 @@ class GrammarCompiler:
             if self._tokenizer is None:
                 self._tokenizer = make_tokenizer(self._vocabulary)
             return self._tokenizer
+
+
+def _are_few(kept: Collection[tuple[str, object]]) -> bool:
+    """Return whether what is kept for grammars is within bounds."""
+    num_chars = sum(len(grammar) for grammar, _ in kept)
+    return len(kept) <= _MOST_KEPT and num_chars <= _KEPT_CHARS
