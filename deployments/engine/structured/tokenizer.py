@@ -9,14 +9,6 @@ from llguidance import LLTokenizer, TokenizerWrapper
 
 from deployments.engine.structured.vocabulary import Vocabulary
 
-_FREE = r'[^"\\\x00-\x1F\x7F]'  # a character of JSON's strings, as it stands
-# Of tokens that are such texts llguidance finds those at once that a grammar allows all together.
-# Its own slices hold texts of 10 and 30 characters; a text with less left took twice as long.
-_SLICES = (
-    r"[\x20\x0A\x0D\x09]+",
-    *(f"{_FREE}{{1,{most}}}" for most in (*range(1, 11), 30)),
-    f"{_FREE}+",
-)
 # What grammars ask for: JSON's signs, with and without what may stand beside them.
 _TEXTS = (
     *('{"', '": "', '", "', '"}', "[", '["', "]", "], ", ": [", ", ", "null", "true", "false"),
@@ -34,8 +26,7 @@ def make_tokenizer(vocabulary: Vocabulary) -> LLTokenizer:
     own = _own_tokenizer(vocabulary)
     if own is not None and _is_same(own, vocabulary):
         return own
-    wrapper = TokenizerWrapper(vocabulary)
-    return LLTokenizer(wrapper, eos_token=vocabulary.eos_ids, slices=[*_SLICES])
+    return LLTokenizer(TokenizerWrapper(vocabulary), eos_token=vocabulary.eos_ids)
 
 
 def _own_tokenizer(vocabulary: Vocabulary) -> LLTokenizer | None:
