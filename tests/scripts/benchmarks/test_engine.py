@@ -271,7 +271,9 @@ def test_answers_that_keep_to_schemas(
     ]
     argv += "--rows 4 --adapters 2 --prompt_tokens 8 --output_tokens 30 --repeats 2".split()
     assert benchmark.main([*argv, "--out", str(out)]) == 0
-    sides = json.loads(out.read_text())["sides"]
+    report = json.loads(out.read_text())
+    assert report["settings"]["tokenizer"] == (str(tiny_llama_dir) if served else None)
+    sides = report["sides"]
     assert set(sides) == {"plain", "structured", "half"}
     assert sides["plain"]["over_plain"] == 1.0
     for side in sides.values():
