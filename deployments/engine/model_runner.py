@@ -160,6 +160,8 @@ class ModelRunner(AdapterLoader):
                 self._graphs.warm_up()
                 self._prompt_graphs.warm_up()
                 self._read_longest()
+                if "structure" not in self.info.refuses:
+                    self._masks.warm_up(getattr(torch, self.info.dtype))
         except torch.OutOfMemoryError as error:
             raise MemoryError(
                 "the GPU has less free memory than when its rows were planned "

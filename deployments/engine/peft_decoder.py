@@ -284,9 +284,8 @@ class PeftDecoder:
     def _processors(self, sampling: SamplingParams) -> LogitsProcessorList:
         if sampling.grammar is None:
             return LogitsProcessorList()
-        return LogitsProcessorList(
-            [GrammarProcessor(self.grammars.begin(sampling.grammar).matcher)]
-        )
+        matcher, _ = self.grammars.fresh_matcher(sampling.grammar)
+        return LogitsProcessorList([GrammarProcessor(matcher)])
 
     @property
     def _model(self) -> Any:

@@ -7,7 +7,7 @@ import triton.language as tl
 _COLUMNS = 4096
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _mask_kernel(logits, bits, places, n, V, stride, words, BLOCK: tl.constexpr):
     """Block some of one row's logits. Program (i, block)."""
     i = tl.program_id(0)

@@ -150,11 +150,11 @@ def problem(grammar: str) -> str | None:
     return None if not found or found.startswith("WARNING") else found
 
 
-class Begin(NamedTuple):
-    """A matcher that has seen no token, and the bits of those that may be the first."""
+class FreshMatcher(NamedTuple):
+    """A matcher that has seen no token, and the bits of those that may come first."""
 
     matcher: LLMatcher
-    bits: bytes
+    first_bits: bytes
 
 
 class GrammarCompiler:
@@ -168,8 +168,8 @@ class GrammarCompiler:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._tokenizer: LLTokenizer | None = None
-        self._ready: deque[tuple[str, Begin]] = deque()  # the newest last
-        self._first: OrderedDict[str, bytes] = OrderedDict()  # of grammars, the bits of a begin
+        self._ready: deque[tuple[str, FreshMatcher]] = deque()  # the newest last
+        self._first: OrderedDict[str, bytes] = OrderedDict()  # of grammars, the first bits
         self._lock = threading.Lock()
         self._making = threading.Lock()
 
@@ -183,15 +183,18 @@ class GrammarCompiler:
         Raises:
             InvalidGrammar: no answer can keep to it, or it is too complex.
         """
-        begin = self._compile(grammar)
+        fresh = self._compile(grammar)
         with self._lock:
-            self._ready.append((grammar, begin))
+            self._ready.append((grammar, fresh))
             while len(self._ready) > 1 and not _are_few(self._ready):
                 self._ready.popleft()
 
-    def begin(self, grammar: str) -> Begin:
-        """Return the begin of an answer: one that was prepared, or a new one; raises
-        InvalidGrammar."""
+    def fresh_matcher(self, grammar: str) -> FreshMatcher:
+        """Return a matcher for an answer that begins: one that `prepare` made, or else a new one.
+
+        Raises:
+            InvalidGrammar: as `prepare`.
+        """
         with self._lock:
             for ready in self._ready:
                 if ready[0] == grammar:
@@ -199,7 +202,7 @@ class GrammarCompiler:
                     return ready[1]
         return self._compile(grammar)
 
-    def _compile(self, grammar: str) -> Begin:
+    def _compile(self, grammar: str) -> FreshMatcher:
         matcher = LLMatcher(self.tokenizer(), grammar, log_level=0, limits=LIMITS)
         with self._lock:
             bits = self._first.pop(grammar, None)
@@ -211,7 +214,7 @@ class GrammarCompiler:
             self._first[grammar] = bits
             while len(self._first) > 1 and not _are_few(self._first.items()):
                 self._first.popitem(last=False)
-        return Begin(matcher, bits)
+        return FreshMatcher(matcher, bits)
 
     def tokenizer(self) -> LLTokenizer:
         """Return the model's tokenizer as llguidance has it, made at the first call."""

@@ -42,7 +42,7 @@ class GrammarMasks:
         self, compiler: GrammarCompiler, num_rows: int, vocab_size: int, device: torch.device
     ) -> None:
         self._compiler = compiler
-        self._device = device
+        self._device, self._vocab_size = device, vocab_size
         self._answers: dict[int, _Answer] = {}
         # A GPU copies them without waiting, so from pinned memory: a row's bits change when the
         # step that reads them has picked its token.
@@ -59,12 +59,20 @@ class GrammarMasks:
         """Return whether a row asks."""
         return bool(self._answers)
 
+    def warm_up(self, dtype: torch.dtype) -> None:
+        """Load what the first answer with a grammar needs on a GPU, for logits of this dtype; the
+        tokenizer takes seconds for which Python runs nothing else."""
+        self._compiler.tokenizer()
+        logits = torch.zeros(1, self._vocab_size, dtype=dtype, device=self._device)
+        bits = on_device(self._host_bits[:1], self._device)
+        mask_logits_(logits, bits, numbers_on(self._device, [[0], [0]]))
+
     def begin(self, row: int, grammar: str | None) -> None:
         self.free(row)
         if grammar is not None:
-            begin = self._compiler.begin(grammar)
-            self._answers[row] = answer = _Answer(row, begin.matcher)
-            self._make([answer], functools.partial(self._begin, answer, begin.bits))
+            matcher, bits = self._compiler.fresh_matcher(grammar)
+            self._answers[row] = answer = _Answer(row, matcher)
+            self._make([answer], functools.partial(self._begin, answer, bits))
 
     def free(self, row: int) -> None:
         self._making.pop(row, None)

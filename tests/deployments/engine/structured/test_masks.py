@@ -166,16 +166,16 @@ async def test_a_row_that_grows_too_complex_ends_alone(
     decoder_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder: Any = decoder_engine.core._decoder  # type: ignore[attr-defined]
-    make, broken = decoder.grammars.begin, json_grammar(SCHEMAS["enum"])
+    make, broken = decoder.grammars.fresh_matcher, json_grammar(SCHEMAS["enum"])
 
-    def begin(grammar: str) -> Any:
+    def fresh_matcher(grammar: str) -> Any:
         found = make(grammar)
         if grammar == broken:
             found.matcher.consume_token(0)  # not allowed: an error that stays
             assert found.matcher.is_error()
         return found
 
-    monkeypatch.setattr(decoder.grammars, "begin", begin)
+    monkeypatch.setattr(decoder.grammars, "fresh_matcher", fresh_matcher)
     good = SCHEMAS["formats"]
     requests = [asked(1, broken), asked(2, json_grammar(good)), asked(3, None, max_tokens=9)]
     failed, valid, plain = await last_events(decoder_engine, requests)
@@ -221,7 +221,7 @@ def test_what_is_compiled_for_answers_to_come_is_bounded(decoder_engine: Engine)
     for n in range(4):
         grammars.prepare(json_grammar({"enum": [f"{n}-{m}" * 10 for m in range(9000)]}))
     assert len(grammars._ready) == 1
-    assert grammars.begin(grammars._ready[0][0]).bits
+    assert grammars.fresh_matcher(grammars._ready[0][0]).first_bits
     assert not grammars._ready
 
 
@@ -232,14 +232,14 @@ def test_an_answer_that_grows_too_complex_ends_no_other(
     monkeypatch.setattr(grammar_module, "LIMITS", LLParserLimits(max_lexer_states=150))
     compiler = compiler_of(tiny_catalogs)
     grammar = json_grammar({"anyOf": [{"type": "string", "minLength": 220}, {"enum": ["a"]}]})
-    long, beside = (compiler.begin(grammar).matcher for _ in range(2))
+    long, beside = (compiler.fresh_matcher(grammar).matcher for _ in range(2))
     quote, letter, end = (compiler.tokenizer().tokenize_str(text) for text in '"x"')
     assert long.consume_tokens(quote)
     while not long.is_error():
         long.compute_bitmask()
         long.consume_tokens(letter)
     assert "too many states" in long.get_error()
-    later = compiler.begin(grammar).matcher
+    later = compiler.fresh_matcher(grammar).matcher
     for matcher in (beside, later):
         assert matcher.consume_tokens([*quote, *compiler.tokenizer().tokenize_str("a"), *end])
         assert matcher.is_accepting()
@@ -288,10 +288,24 @@ def test_the_first_mask_of_any_vocabulary(tiny_catalogs: Catalogs, spare: int) -
     logits = torch.zeros(1, size)
     assert masks.apply(logits, [1]) == {}
     allowed = numpy.unpackbits(
-        numpy.frombuffer(compiler.begin(grammar).matcher.compute_bitmask(), numpy.uint8),
+        numpy.frombuffer(compiler.fresh_matcher(grammar).matcher.compute_bitmask(), numpy.uint8),
         bitorder="little",
     )
     assert logits[0].isfinite().nonzero().flatten().tolist() == allowed.nonzero()[0].tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_loaded_before_the_first_answer(
+    tiny_catalogs: Catalogs, dtype: torch.dtype
+) -> None:
+    compiler = compiler_of(tiny_catalogs)
+    assert compiler._tokenizer is None
+    masks = GrammarMasks(compiler, 2, 1000, torch.device("cpu"))
+    before = masks._bits.copy()
+    masks.warm_up(dtype)
+    assert compiler._tokenizer is not None
+    assert not masks.is_on
+    assert (masks._bits == before).all()
 
 
 def compiler_of(catalogs: Catalogs, vocab_size: int | None = None) -> GrammarCompiler:

@@ -30,7 +30,7 @@ def test_the_name_of_a_special_token_is_written_in_letters(
     compiler = GrammarCompiler(Vocabulary(tokenizer, len(tokenizer), [eos_id]))
     patterned = {"type": "string", "pattern": f"^{pattern}$"}
     for schema in ({"const": text}, {"enum": [text]}, patterned):
-        matcher = compiler.begin(json_grammar(schema)).matcher
+        matcher = compiler.fresh_matcher(json_grammar(schema)).matcher
         assert _likeliest(matcher, tokenizer) == json.dumps(text)
 
 
