@@ -254,21 +254,12 @@ def test_answers_that_quote(tiny_llama_dir: Path, tmp_path: Path) -> None:
     assert all(answer["guessed_tokens_per_s"] > 0 for answer in report["answers"].values())
 
 
-@pytest.mark.parametrize("served", [[], ["--served"]])
-def test_answers_that_keep_to_schemas(
-    tiny_llama_dir: Path, tmp_path: Path, served: list[str]
-) -> None:
+@pytest.mark.parametrize("served", [False, True])
+def test_answers_that_keep_to_schemas(tiny_llama_dir: Path, tmp_path: Path, served: bool) -> None:
     out = tmp_path / "structured.json"
-    argv = [
-        "structured",
-        *served,
-        "--model",
-        str(tiny_llama_dir),
-        "--dtype",
-        "float32",
-        "--threads",
-        "1",
-    ]
+    more = ["--served", "--tokenizer", str(tiny_llama_dir)] if served else []
+    argv = ["structured", *more, "--model", str(tiny_llama_dir), "--dtype", "float32"]
+    argv += ["--threads", "1"]
     argv += "--rows 4 --adapters 2 --prompt_tokens 8 --output_tokens 30 --repeats 2".split()
     assert benchmark.main([*argv, "--out", str(out)]) == 0
     report = json.loads(out.read_text())
