@@ -206,14 +206,13 @@ def wrap_pretrained(
 
 
 def _forced(model: PreTrainedModel) -> ForcedTokens:
-    """Return what an encoder-decoder's generation config, else its config, forces."""
-    found: list[int | None] = []
-    for name in _FORCED:
-        value = getattr(model.generation_config, name, None)
-        if value is None:
-            value = getattr(model.config, name, None)
-        found.append(min(value) if isinstance(value, list | tuple) else value)
-    return ForcedTokens(*found)
+    """Return what an encoder-decoder's generation config forces.
+
+    Without a file of its own, transformers makes that from what config.json states: what BART's
+    class has by default forces nothing.
+    """
+    values = [getattr(model.generation_config, name, None) for name in _FORCED]
+    return ForcedTokens(*(min(v) if isinstance(v, list | tuple) else v for v in values))
 
 
 def _not_followed(generation: Any, family: Family) -> list[str]:

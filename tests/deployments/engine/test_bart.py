@@ -1,5 +1,6 @@
 """What BART and its relatives have that no other base has; their tokens: test_architectures.py."""
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -115,6 +116,34 @@ async def test_an_end_that_is_forced_is_reported_as_the_length(
         assert (one.finish_reason, one.text) == (FinishReason.LENGTH, "")
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("has_generation_config", [True, False])
+@pytest.mark.parametrize("is_stated", [True, False])
+async def test_what_config_json_does_not_state_is_not_forced(
+    is_stated: bool, has_generation_config: bool, tmp_path: Path
+) -> None:
+    base, adapter = made("bart", tmp_path)
+    config = json.loads((base / "config.json").read_text())
+    generation = base / "generation_config.json"
+    if not is_stated:
+        del config["forced_eos_token_id"]
+        (base / "config.json").write_text(json.dumps(config))
+    if not has_generation_config:
+        generation.unlink()
+    ids = tuple(range(3, 20))
+    expected = Oracle(base, {"a": adapter}).generate(ids, None, 5)
+    assert (expected[-1] == EOS) == (is_stated or has_generation_config)
+    answers = run_rows(fast(base, {}), [Request("r", ids, None, SamplingParams(5))]).answers
+    assert answers[0] == expected
+    for choice in ("fast", "reference"):
+        engine = engine_of(base, choice)
+        try:
+            event = await asked(engine, ids, SamplingParams(5))
+            said = [token for token in expected if token != EOS]
+            assert event.text == engine.core.decode(said)
+        finally:
+            engine.close()
 
 
 @pytest.mark.parametrize("choice", ["fast", "reference"])
