@@ -24,6 +24,7 @@ class LeasedBucket:
         self._clock = clock
         self._num_replicas = num_replicas
         self._lease = 0.0
+        self._offered = 0.0  # of the lease, to the ledger: used meanwhile, it would be used twice
         self._rest = TokenBucket(clock, 0.0)  # what the ledger has left
         self._share: TokenBucket | None = None
         self._owed = 0.0
@@ -59,15 +60,24 @@ class LeasedBucket:
         ledger has never told of this key."""
         self._share = TokenBucket(self._clock, 0.0 if self._is_known else 1.0)
         self._owed = 0.0
+        self._keep_offered()
 
     def claim(self, wanted: int, capacity: int | None) -> RateClaim:
+        self._keep_offered()  # of a claim that did not arrive
+        held = self._lease
+        self._offered = max(0.0, held - wanted)
+        self._lease -= self._offered
         if self._share is None or capacity is None:
-            return RateClaim(self._lease, wanted)
+            return RateClaim(held, wanted)
         part = self._part(capacity)
-        return RateClaim(self._lease, wanted, min(self._owed, part - self._share.level(part)))
+        return RateClaim(held, wanted, min(self._owed, part - self._share.level(part)))
+
+    def _keep_offered(self) -> None:
+        self._lease, self._offered = self._lease + self._offered, 0.0
 
     def granted(self, grant: RateGrant | None) -> None:
         self._share, self._is_known = None, True
+        self._keep_offered()
         if grant is None:
             self._lease = 0.0
         else:
@@ -76,7 +86,7 @@ class LeasedBucket:
 
     @property
     def is_idle(self) -> bool:
-        return not self._lease
+        return not (self._lease or self._offered)
 
     def _part(self, capacity: float) -> float:
         return max(1.0, capacity / self._num_replicas)
@@ -147,12 +157,14 @@ class SharedKeyUsage(KeyUsage):
         requests_ahead = self._ahead(rate) if is_used else 0
         tokens_ahead = max(1, self._ahead(tokens)) if is_used else 0
         slots_ahead = self._ahead(limits.max_concurrent) if is_used else 0
+        slots_wanted = self.num_running + self.num_waiting + slots_ahead
+        self._num_slots = min(self._num_slots, slots_wanted)  # others may get the rest from now on
         return KeyClaim(
             limits,
             self._leased_requests.claim(self.num_waiting + requests_ahead, rate),
             self._leased_tokens.claim(tokens_ahead, tokens),
             self.num_running,
-            self.num_running + self.num_waiting + slots_ahead,
+            slots_wanted,
         )
 
     def granted(self, grant: KeyGrant) -> None:

@@ -28,7 +28,8 @@ NUM_ROUTERS = 3
 
 class Cluster:
     """`is_reachable`: whether the ledger answers; `hears`: if it does not, whether it gets what is
-    said, and only its answers are lost. `lost`: routers that claim nothing any more."""
+    said, and only its answers are lost. `lost`: routers that claim nothing any more. `on_its_way`
+    is called with an answer of the ledger on its way."""
 
     def __init__(self, num_routers: int = NUM_ROUTERS) -> None:
         self.now = 1000.0
@@ -36,6 +37,7 @@ class Cluster:
         self.is_reachable = True
         self.hears = False
         self.num_exchanges = 0
+        self.on_its_way: Callable[[], Awaitable[None]] | None = None
         self.routers = [
             SharedUsageTable(self, num_routers, lambda: self.now) for _ in range(num_routers)
         ]
@@ -47,7 +49,10 @@ class Cluster:
             if self.hears:
                 self.ledger.exchange(session, turn, claims)
             raise ConnectionError("away")
-        return self.ledger.exchange(session, turn, claims)
+        grants = self.ledger.exchange(session, turn, claims)
+        if self.on_its_way is not None:
+            await self.on_its_way()
+        return grants
 
     def replace_ledger(self) -> None:
         """As Ray does after the actor's death."""
@@ -193,6 +198,37 @@ def test_never_more_at_the_same_time(limit: int, steps: list[tuple[int, bool]]) 
         assert free - spare <= taken <= free
 
     run(scenario)
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+@pytest.mark.parametrize(
+    ("limits", "num_late"), [(Limits(requests_per_minute=60), 2), (Limits(max_concurrent=30), 1)]
+)
+async def test_what_is_on_its_way_back_is_not_used(
+    limits: Limits, num_late: int, arrives: bool
+) -> None:
+    """A router gives back what it has leased ahead, and requests come before it hears of that."""
+    cluster = Cluster()
+    most = limits.requests_per_minute or limits.max_concurrent or 0
+    assert await cluster.asked(0, limits)
+    late: list[asyncio.Task[bool]] = []
+
+    async def come() -> None:
+        cluster.on_its_way = None
+        late.extend(asyncio.create_task(cluster.asked(0, limits)) for _ in range(num_late))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        if not arrives:
+            raise ConnectionError("the answer is lost")
+
+    cluster.on_its_way = come
+    await cluster.routers[0].exchanged()
+    admitted = 1
+    while await cluster.asked(1, limits):
+        admitted += 1
+    assert admitted + sum(await asyncio.gather(*late)) <= most
+    await cluster.passes(2)
+    assert not cluster.routers[0].is_away
 
 
 async def test_a_client_that_asks_one_after_another_is_never_refused_one_at_a_time() -> None:
