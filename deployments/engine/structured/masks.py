@@ -64,8 +64,7 @@ class GrammarMasks:
         tokenizer takes seconds for which Python runs nothing else."""
         self._compiler.tokenizer()
         logits = torch.zeros(1, self._vocab_size, dtype=dtype, device=self._device)
-        bits = on_device(self._host_bits[:1], self._device)
-        mask_logits_(logits, bits, numbers_on(self._device, [[0], [0]]))
+        self._apply_on_device(logits, [(0, 0)])
 
     def begin(self, row: int, grammar: str | None) -> None:
         self.free(row)
@@ -85,18 +84,17 @@ class GrammarMasks:
     def apply(self, logits: torch.Tensor, rows: Sequence[int]) -> dict[int, EngineError]:
         """Set the logits (B, V) of tokens that may not come next to -inf, in place. Returns the
         rows that cannot go on, and why."""
-        asking = [row for row in rows if row in self._answers]
+        asking = [(i, row) for i, row in enumerate(rows) if row in self._answers]
         if not asking:
             return {}
-        for made in {self._making.pop(row) for row in asking if row in self._making}:
+        for made in {self._making.pop(row) for _, row in asking if row in self._making}:
             made.result()
         if self._device.type == "cpu":
-            for i, row in enumerate(rows):
-                if row in self._answers:
-                    self._apply_on_cpu(logits[i], self._bits[row])
+            for i, row in asking:
+                self._apply_on_cpu(logits[i], self._bits[row])
         else:
-            self._apply_on_device(logits, rows)
-        failed = {row: self._answers[row].failed for row in asking}
+            self._apply_on_device(logits, asking)
+        failed = {row: self._answers[row].failed for _, row in asking}
         return {row: StructureFailed(why) for row, why in failed.items() if why is not None}
 
     def _apply_on_cpu(self, logits: torch.Tensor, bits: np.ndarray) -> None:
@@ -108,11 +106,11 @@ class GrammarMasks:
         else:
             logits.clamp_(max=torch.from_numpy(most))
 
-    def _apply_on_device(self, logits: torch.Tensor, rows: Sequence[int]) -> None:
-        asking = [(i, row) for i, row in enumerate(rows) if row in self._answers]
-        places = numbers_on(logits.device, [*zip(*asking, strict=True)])
-        bits = on_device(self._host_bits[: max(rows) + 1], logits.device)
-        mask_logits_(logits, bits, places)
+    def _apply_on_device(self, logits: torch.Tensor, asking: Sequence[tuple[int, int]]) -> None:
+        """Do the same for rows of logits (B, V), each with its row of the bits."""
+        places = [*zip(*asking, strict=True)]
+        bits = on_device(self._host_bits[: max(places[1]) + 1], logits.device)
+        mask_logits_(logits, bits, numbers_on(logits.device, places))
 
     def picked(self, rows: Sequence[int], tokens: torch.Tensor) -> None:
         """Take the tokens (B,) that were picked for `rows`."""
