@@ -7,7 +7,6 @@ kernels run in Triton's interpreter: TRITON_INTERPRET=1 in front of the same com
 import os
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,7 +26,6 @@ if FUSED:
         triton_grouped_lora,
         triton_groups,
         triton_lora,
-        triton_mask,
         triton_pick,
         triton_prefill,
     )
@@ -382,21 +380,3 @@ def test_the_picked_token_is_torchs(columns: int, dtype: torch.dtype) -> None:
     assert torch.equal(found, torch_kernels.pick(twin, ends, blocks, where, twins_newest))
     assert torch.equal(newest, twins_newest)
     torch.testing.assert_close(logits, twin, rtol=0, atol=0, equal_nan=True)
-
-
-@needs_kernels
-@pytest.mark.parametrize("columns", [61, 4096, 9001])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bits_block_logits(columns: int, dtype: torch.dtype) -> None:
-    allowed = torch.rand(5, columns, generator=torch.Generator().manual_seed(columns)) < 0.3
-    packed = np.packbits(allowed.numpy(), axis=1, bitorder="little")
-    packed = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 4)))
-    bits = torch.from_numpy(packed.view(np.int32)).to(DEVICE)
-    logits = tensor(0, 6, columns, dtype=dtype)
-    wanted, twin = logits.clone(), logits.clone()
-    wanted[[0, 4]] = wanted[[0, 4]].masked_fill(~allowed[[3, 1]].to(DEVICE), -torch.inf)
-    places = torch.tensor([[4, 0], [1, 3]], device=DEVICE)
-    triton_mask.mask_logits_(logits, bits, places)
-    ops.mask_logits_torch_(twin, bits, places)
-    assert torch.equal(logits, wanted)
-    assert torch.equal(twin, wanted)
